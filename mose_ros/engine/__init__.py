@@ -1,0 +1,1 @@
+"""Runs an exported bundle: sessions, view router, driver, policy. Never sees torch."""

@@ -1,0 +1,1 @@
+"""Judges any policy: closed loop, open loop, language. Torch-free."""

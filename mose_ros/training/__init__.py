@@ -1,0 +1,1 @@
+"""Offline: collect, annotate, the training stages, export."""
