@@ -1,0 +1,24 @@
+# make drive: watch it drive.  make test: the whole test suite.  Both make their own environment first.
+VENV ?= .venv
+export VENV PYTHON
+PY = $(VENV)/bin/python
+
+.PHONY: help drive test check format
+help:
+	@sed -n 's/^# //p' Makefile
+
+drive:
+	@scripts/environment.sh drive
+	@exec $(PY) -m mose_ros.nodes.drive $(DRIVE_ARGS)
+
+test:
+	@scripts/environment.sh test
+	@OMP_NUM_THREADS=1 $(PY) -m pytest $(TEST_ARGS)
+
+check:
+	@scripts/environment.sh test
+	@$(PY) -m ruff format --check . && $(PY) -m ruff check .
+
+format:
+	@scripts/environment.sh test
+	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .

@@ -1,0 +1,68 @@
+"""Package of mose_ros, for colcon (ament_python) and for pip. The extras are the rooms' needs; constraints.txt holds the versions."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+NAME = 'mose_ros'
+CORE = ['jaxtyping', 'numpy', 'opencv-python', 'pyyaml', 'tokenizers']
+EXTRAS = {  # room: what it needs beside the core
+    'ros': [
+        'ros-rclpy[fastrtps]',
+        'ros-common-interfaces',
+        'psutil',
+    ],  # where ROS is not installed
+    'engine': ['onnxruntime'],
+    'sim': ['metadrive-simulator', 'tqdm'],
+    'train': ['accelerate', 'onnx', 'onnxscript', 'safetensors', 'torch', 'tqdm', 'transformers'],
+    'test': ['beartype', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff'],
+    'build': ['colcon-common-extensions', 'colcon-ros'],
+}
+
+
+def share(folder: str) -> list[tuple[str, list[str]]]:
+    """Return the data_files entries that put a folder, as it is, into the package's share folder."""
+    files = [
+        path
+        for path in Path(folder).rglob('*')
+        if path.is_file() and not path.name.startswith('.')
+    ]
+    folders = sorted({path.parent for path in files})
+    return [
+        (f'share/{NAME}/{one}', sorted(str(path) for path in files if path.parent == one))
+        for one in folders
+    ]
+
+
+setup(
+    name=NAME,
+    version='0.1.0',
+    packages=find_packages(include=[NAME, f'{NAME}.*']),
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{NAME}']),
+        (f'share/{NAME}', ['package.xml']),
+        *share('launch'),
+        *share('config'),
+        *share('models'),
+    ],
+    python_requires='>=3.10',
+    install_requires=[
+        'setuptools'
+    ],  # colcon's machines have the rest from rosdep; pip's take the extras
+    extras_require={name: sorted({*CORE, *needs}) for name, needs in EXTRAS.items()},
+    zip_safe=True,
+    maintainer='mose_ros maintainers',
+    maintainer_email='mose-ros@users.noreply.github.com',
+    description='Drive by looking and reasoning: cameras in; a trajectory and reasoning text out.',
+    license='Apache-2.0',
+    entry_points={
+        'console_scripts': [
+            'view_router = mose_ros.nodes.view_router_node:main',
+            'driver = mose_ros.nodes.driver_node:main',
+            'controller = mose_ros.nodes.controller_node:main',
+            'simulator = mose_ros.nodes.simulator_node:main',
+            'drive = mose_ros.nodes.drive:main',
+            'train = mose_ros.training.__main__:main',
+        ],
+    },
+)
