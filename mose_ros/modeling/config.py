@@ -1,0 +1,310 @@
+"""What a network is made of: frozen dataclasses, presets as values, JSON in and out."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+
+import torch
+from transformers import Qwen2VLConfig
+
+from mose_ros.core.action import PROPRIO
+from mose_ros.core.prompt import Tokenizer
+from mose_ros.core.rig import CAMERAS
+from mose_ros.core.skills import Taxonomy, action_skills, default_path
+from mose_ros.modeling.batch import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A view in pixels, and the ViT that reads it."""
+
+    view_width: int
+    view_height: int
+    frames: int = 2  # temporal slots of a patch: the frame before, and now
+    patch: int = 14
+    merge: int = 2
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: int = 4
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Return rows and columns of a view's patches."""
+        return self.view_height // self.patch, self.view_width // self.patch
+
+    @property
+    def patches(self) -> int:
+        """Return N, the patches of a view."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def tokens(self) -> int:
+        """Return n, the tokens of a view."""
+        return self.patches // self.merge**2
+
+    @property
+    def patch_size(self) -> int:
+        """Return D, the numbers of a patch."""
+        return 3 * self.frames * self.patch**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderConfig:
+    """The language model."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    ffn: int
+    mrope_section: Sequence[int]  # pairs of a head's numbers for time, row and column
+    rope_theta: float = 1e6
+    rms_norm_eps: float = 1e-6
+    tied: bool = True  # the output head is the embedding
+    vocab_size: int = 512
+    image_id: int = 4
+
+    @property
+    def head_dim(self) -> int:
+        """Return d, the width of a head."""
+        return self.width // self.heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoseConfig:
+    """Which layers are mixtures of skill experts, and how they choose.
+
+    A mixture answers (1 - expert_weight) * shared + expert_weight * chosen. Experts begin as copies of the shared one,
+    so a converted network begins as the network it was, with any weight; with weight 0 it stays that.
+    """
+
+    levels: Mapping[str, Sequence[str]] = field(
+        default_factory=dict
+    )  # level -> skills in the order of experts, in order of depth
+    layers: Sequence[Sequence[int]] = ()  # the decoder layers of each level, counted from 0
+    router_scope: str = 'level'  # 'level': one decision a level; 'layer': one a layer (the paper)
+    expert_weight: float = 0.5
+
+    def __post_init__(self):
+        if self.router_scope not in ('level', 'layer'):
+            raise ValueError(f"router_scope is 'level' or 'layer', not {self.router_scope!r}")
+        flat = [layer for group in self.layers for layer in group]
+        if self.levels and (len(self.layers) != len(self.levels) or flat != sorted(set(flat))):
+            raise ValueError(
+                f'need ascending layers for each of {list(self.levels)}, got {list(self.layers)}'
+            )
+
+    def level_of(self, layer: int) -> int | None:
+        """Return the level of a decoder layer, or None where it is no mixture."""
+        for level, layers in enumerate(self.layers):
+            if layer in layers:
+                return level
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlanceConfig:
+    """The view router: a small CNN on a thumbnail of each camera."""
+
+    width: int = 96  # of a thumbnail, pixels
+    height: int = 48
+    channels: Sequence[int] = (24, 40, 56, 64)  # each layer halves the picture
+    hidden: int = 64
+    glance: str = 'all'  # 'all' cameras, or 'front': only the first (DriveMoE)
+
+    def __post_init__(self):
+        if self.glance not in ('all', 'front'):
+            raise ValueError(f"glance is 'all' or 'front', not {self.glance!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionConfig:
+    """The action expert: as many layers as the decoder, each looking into that layer's keys and values."""
+
+    width: int
+    ffn: int
+    horizon: int = 15
+    dt: float = 0.2  # seconds between points
+    proprio_tokens: int = 2
+    skills: Sequence[str] = ()
+    moe_layers: int = 2  # the last layers are mixtures
+    top_k: int = 1
+    expert_weight: float = 0.5  # as in MoseConfig
+    sigma: float = 0.001  # noise that stays at t = 1 (DriveMoE 1.4)
+    flow_samples: int = 4  # times and noises drawn for each trajectory in a training step
+    knowledge_insulation: bool = False  # keep the flow's gradients out of the language model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverConfig:
+    """The whole network."""
+
+    name: str
+    vision: VisionConfig
+    decoder: DecoderConfig
+    mose: MoseConfig = MoseConfig()
+    glance: GlanceConfig = GlanceConfig()
+    action: ActionConfig
+    cameras: Sequence[str] = CAMERAS
+    proprio: int = len(PROPRIO)
+    semantic_classes: int = 0  # of the auxiliary loss on patches; 0: no such head
+
+    def to_json(self) -> str:
+        """Return the configuration as JSON."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> 'DriverConfig':
+        """Undo `to_json`."""
+        data = json.loads(text)
+        parts = {
+            'vision': VisionConfig,
+            'decoder': DecoderConfig,
+            'mose': MoseConfig,
+            'glance': GlanceConfig,
+            'action': ActionConfig,
+        }
+        return cls(**data | {name: part(**data[name]) for name, part in parts.items()})
+
+    def fake_batch(
+        self, batch_size: int, *, views: int = 2, answer: int = 12, seed: int = 0
+    ) -> Batch:
+        """Return random moments of the right shapes; prompts of two lengths, answers of `answer` tokens or one less."""
+        generator = torch.Generator().manual_seed(seed)
+
+        def normal(*shape):
+            return torch.randn(shape, generator=generator)
+
+        def below(high, *shape):
+            return torch.randint(high, shape, generator=generator)
+
+        image, tokens = self.decoder.image_id, self.vision.tokens
+        lengths = 8 + views * tokens + below(2, batch_size)
+        ends = lengths + answer - below(2, batch_size)
+        total = int(ends.max())
+        ids = 5 + below(self.decoder.vocab_size - 5, batch_size, total)
+        ids[:, 2 : 2 + views * tokens] = image
+        place = torch.arange(total)
+        is_token = place < ends[:, None]
+        is_answer = is_token & (place >= lengths[:, None])
+        cameras, glance = len(self.cameras), self.glance
+        semantics = None
+        if self.semantic_classes:
+            shape = (batch_size, views, self.vision.patches, self.semantic_classes)
+            semantics = normal(*shape).softmax(-1)
+        return Batch(
+            patches=normal(batch_size, views, self.vision.patches, self.vision.patch_size),
+            input_ids=ids,
+            attention_mask=is_token.long(),
+            labels=torch.where(is_answer, ids, -100),
+            position_ids=place.expand(3, batch_size, total).contiguous(),
+            prompt_lengths=lengths,
+            proprio=normal(batch_size, self.proprio).clamp(-1, 1),
+            action=normal(batch_size, self.action.horizon, 2).clamp(-1, 1),
+            skills=torch.stack(
+                [below(len(skills), batch_size) for skills in self.mose.levels.values()], 1
+            ),
+            action_skill=below(len(self.action.skills), batch_size),
+            thumbnails=normal(batch_size, cameras, 3, glance.height, glance.width),
+            present=torch.ones(batch_size, cameras),
+            camera=below(cameras, batch_size),
+            semantics=semantics,
+        )
+
+
+PRESETS = {
+    'tiny': DriverConfig(
+        name='tiny',
+        vision=VisionConfig(
+            view_width=256, view_height=128, patch=16, width=160, depth=4, heads=5
+        ),
+        decoder=DecoderConfig(
+            width=192,
+            layers=6,
+            heads=6,
+            kv_heads=2,
+            ffn=384,
+            mrope_section=(4, 6, 6),
+            rope_theta=1e4,  # prompts are a hundred tokens long
+        ),
+        mose=MoseConfig(layers=((1,), (3,), (5,))),
+        action=ActionConfig(width=128, ffn=256),
+    ),
+    'nano': DriverConfig(
+        name='nano',
+        vision=VisionConfig(view_width=64, view_height=32, patch=8, width=32, depth=1, heads=2),
+        decoder=DecoderConfig(
+            width=48,
+            layers=4,
+            heads=2,
+            kv_heads=1,
+            ffn=64,
+            mrope_section=(4, 4, 4),
+            rope_theta=1e4,
+        ),
+        mose=MoseConfig(layers=((1,), (2,), (3,))),
+        glance=GlanceConfig(width=32, height=16, channels=(8, 8), hidden=16),
+        action=ActionConfig(width=32, ffn=48, horizon=6, moe_layers=1, flow_samples=2),
+    ),
+}
+
+
+def preset(
+    name: str,
+    *,
+    tokenizer: Tokenizer | None = None,
+    taxonomy: Taxonomy | None = None,
+    **changes,
+) -> DriverConfig:
+    """Return a preset for a vocabulary and a taxonomy (default: config/skills.yaml), with fields of DriverConfig changed."""
+    if name not in PRESETS:
+        raise ValueError(f'no preset {name!r}; known: {", ".join(PRESETS)}')
+    config = replace(PRESETS[name], **changes)
+    taxonomy = taxonomy or Taxonomy.load(default_path())
+    levels = {level: taxonomy.names(level) for level in taxonomy.levels}
+    decoder = config.decoder
+    if tokenizer is not None:
+        decoder = replace(decoder, vocab_size=tokenizer.vocab_size, image_id=tokenizer.image_id)
+    return replace(
+        config,
+        decoder=decoder,
+        mose=replace(config.mose, levels=levels),
+        action=replace(config.action, skills=action_skills(taxonomy)),
+    )
+
+
+def hf_config(vision: VisionConfig, decoder: DecoderConfig, mose: MoseConfig) -> Qwen2VLConfig:
+    """Return the same as Hugging Face's configuration; ours travels in its field `mose`."""
+    return Qwen2VLConfig(
+        text_config={
+            'vocab_size': decoder.vocab_size,
+            'hidden_size': decoder.width,
+            'intermediate_size': decoder.ffn,
+            'num_hidden_layers': decoder.layers,
+            'num_attention_heads': decoder.heads,
+            'num_key_value_heads': decoder.kv_heads,
+            'rms_norm_eps': decoder.rms_norm_eps,
+            'rope_parameters': {
+                'rope_type': 'default',
+                'rope_theta': decoder.rope_theta,
+                'mrope_section': list(decoder.mrope_section),
+            },
+            'bos_token_id': None,
+            'eos_token_id': None,
+        },
+        vision_config={
+            'depth': vision.depth,
+            'embed_dim': vision.width,
+            'hidden_size': decoder.width,
+            'mlp_ratio': vision.mlp_ratio,
+            'num_heads': vision.heads,
+            'patch_size': vision.patch,
+            'spatial_merge_size': vision.merge,
+            'temporal_patch_size': vision.frames,
+        },
+        image_token_id=decoder.image_id,
+        video_token_id=-1,  # views are pictures
+        tie_word_embeddings=decoder.tied,
+        mose=asdict(mose) | {'view': [vision.view_width, vision.view_height]},
+    )
