@@ -1,0 +1,116 @@
+"""Count what the expert solves: python test/sim/expert_survey.py [--families normal,merging] [--seeds 0-39] [-v]
+
+A script to measure and to debug with, not a test: success per family, how smooth the driving is, time per plan.
+"""
+
+import argparse
+import collections
+import time
+
+import numpy as np
+
+from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.types import FAMILIES
+from mose_ros.sim.expert import Expert
+from mose_ros.sim.world import World
+
+
+def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0):
+    """Drive one episode; return the outcome and its traces."""
+    scene = world.reset(family, seed)
+    expert, tracker = Expert(world.forecast), TrajectoryTracker()
+    random = np.random.default_rng(seed)
+    speeds, yaw_rates, milliseconds, causes = [], [], [], collections.Counter()
+    while not world.outcome.done and scene.time < limit_s:
+        start = time.perf_counter()
+        plan = expert.plan(None, scene)
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+        causes[expert.reason.cause] += 1
+        if trace:
+            trace(world, scene, plan, expert)
+        trajectory = plan.trajectory
+        if noise:
+            shaken = trajectory.xy + random.normal(0, noise, trajectory.xy.shape)
+            trajectory = type(trajectory)(time=trajectory.time, dt=trajectory.dt, xy=shaken)
+        scene = world.step(tracker.command(trajectory, scene.ego.speed))
+        speeds.append(scene.ego.speed)
+        yaw_rates.append(scene.ego.yaw_rate)
+    speeds, yaw_rates = np.array(speeds), np.array(yaw_rates)
+    # a window of 0.5 s, as comfort metrics take
+    acceleration = np.convolve(np.diff(speeds) / 0.1, np.ones(5) / 5, 'valid')
+    return {
+        'outcome': world.outcome,
+        'milliseconds': milliseconds,
+        'causes': causes,
+        'acceleration': acceleration,
+        'jerk': np.convolve(np.diff(acceleration) / 0.1, np.ones(3) / 3, 'valid'),
+        'lateral': speeds * yaw_rates,
+    }
+
+
+def show(world, scene, plan, expert):
+    """Print one moment."""
+    reason, ego = expert.reason, scene.ego
+    print(
+        f't {scene.time:5.1f} v {ego.speed:5.2f} a {ego.acceleration:5.2f} '
+        f'{reason.cause:12s} {reason.actor_id!s:8s} {reason.lateral:12s} {reason.longitudinal:10s} '
+        f'1s {plan.trajectory.xy[4].round(1)} 3s {plan.trajectory.xy[-1].round(1)} s {scene.progress:.1f}'
+    )
+
+
+def main():
+    """Run the survey."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--families', default=','.join(FAMILIES))
+    parser.add_argument('--seeds', default='0-19')
+    parser.add_argument('--noise', type=float, default=0.0, help='sigma of a point in m')
+    parser.add_argument('-v', '--verbose', action='store_true')
+    arguments = parser.parse_args()
+    first, _, last = arguments.seeds.partition('-')
+    world = World(renderer=None)
+    for family in arguments.families.split(','):
+        seeds = range(int(first), int(last or first) + 1)
+        runs = []
+        for seed in seeds:
+            try:
+                run = drive(
+                    world,
+                    family,
+                    seed,
+                    trace=show if arguments.verbose else None,
+                    noise=arguments.noise,
+                )
+            except KeyError:
+                break
+            runs.append(run)
+            outcome = run['outcome']
+            if not outcome.success or arguments.verbose:
+                events = [
+                    e
+                    for k, v in outcome.infractions.items()
+                    if v and k != 'min_speed_infractions'
+                    for e in v
+                ]
+                print(
+                    f'  {family} {seed}: {outcome.status} {outcome.route_completion:.2f} {outcome.seconds:.1f} s {events} {dict(run["causes"])}',
+                    flush=True,
+                )
+        if not runs:
+            print(f'{family}: not there')
+            continue
+        good = sum(run['outcome'].success for run in runs)
+        join = lambda key: np.concatenate([run[key] for run in runs])  # noqa: E731, B023
+        times, accel = join('milliseconds'), join('acceleration')
+        print(
+            f'{family}: {good} of {len(runs)} solved; ms per plan p50 {np.median(times):.1f} '
+            f'p99 {np.percentile(times, 99):.1f}; acceleration {accel.min():.1f}..{accel.max():.1f}, '
+            f'jerk p99 {np.percentile(np.abs(join("jerk")), 99):.1f}, '
+            f'lateral max {np.abs(join("lateral")).max():.1f}; '
+            f'seconds {np.mean([run["outcome"].seconds for run in runs]):.0f}',
+            flush=True,
+        )
+    world.close()
+
+
+if __name__ == '__main__':
+    main()
