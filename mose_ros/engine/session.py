@@ -1,0 +1,160 @@
+"""One graph, opened on an inference runtime: named numpy arrays in, named numpy arrays out.
+
+The seam between the engine and the runtimes. It knows nothing of bundles and of what a graph means. A runtime is
+imported where a session of its is opened, so a machine needs only the one that it uses.
+"""
+
+import importlib.util
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+BACKENDS = ('auto', 'onnxruntime', 'tensorrt')
+_DTYPES = {
+    'tensor(float)': np.dtype(np.float32),
+    'tensor(float16)': np.dtype(np.float16),
+    'tensor(double)': np.dtype(np.float64),
+    'tensor(int64)': np.dtype(np.int64),
+    'tensor(int32)': np.dtype(np.int32),
+    'tensor(bool)': np.dtype(np.bool_),
+}
+_log = logging.getLogger(__name__)
+
+
+class BackendError(RuntimeError):
+    """A runtime that is not installed or cannot run a graph; the message names it and the remedy."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph; a dimension that is not fixed is None."""
+
+    dtype: np.dtype
+    shape: tuple[int | None, ...]
+
+    def accepts(self, array: np.ndarray) -> bool:
+        """Return whether the array has this type and fits this shape."""
+        return (
+            array.dtype == self.dtype
+            and array.ndim == len(self.shape)
+            and all(
+                size is None or size == actual
+                for size, actual in zip(self.shape, array.shape, strict=True)
+            )
+        )
+
+    def __str__(self):
+        sizes = ', '.join('any' if size is None else str(size) for size in self.shape)
+        return f'{self.dtype} ({sizes})'
+
+
+class Session(Protocol):
+    """An opened graph. May be run from several threads at once."""
+
+    inputs: Mapping[str, Port]
+    outputs: Mapping[str, Port]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
+
+
+def choose_backend(backend: str) -> str:
+    """Return the backend to use: the named one, or for 'auto' the best that can be used here, with the reason logged."""
+    if backend not in BACKENDS:
+        raise ValueError(f'no backend {backend!r}; known: {", ".join(BACKENDS)}')
+    if backend == 'tensorrt':
+        raise BackendError(
+            "backend 'tensorrt' does not exist yet in this version of mose_ros; "
+            "use 'onnxruntime' or 'auto'"
+        )
+    if importlib.util.find_spec('onnxruntime') is None:
+        raise BackendError('onnxruntime is not installed; pip install onnxruntime')
+    if backend == 'auto':
+        _log.info('backend onnxruntime: it is installed and no other is supported yet')
+    return 'onnxruntime'
+
+
+def open_session(
+    path: str | Path, *, backend: str = 'auto', threads: int = 2, provider: str = 'CPU'
+) -> Session:
+    """Open an ONNX file; its external data is looked for beside it.
+
+    Args:
+        threads: of one run; more than the cores that nobody else uses makes it slower.
+        provider: execution provider of ONNX Runtime without its suffix, such as 'CPU' or 'CUDA'.
+    """
+    choose_backend(backend)
+    return OnnxRuntimeSession(path, threads=threads, provider=provider)
+
+
+class OnnxRuntimeSession:
+    """A graph on ONNX Runtime."""
+
+    def __init__(self, path: str | Path, *, threads: int = 2, provider: str = 'CPU'):
+        import onnxruntime
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f'{self.path} is missing; fetch or export the bundle again')
+        if threads < 1:
+            raise ValueError(f'threads must be at least 1, not {threads}')
+        available = onnxruntime.get_available_providers()
+        if f'{provider}ExecutionProvider' not in available:
+            known = ', '.join(name.removesuffix('ExecutionProvider') for name in available)
+            raise BackendError(
+                f'onnxruntime here has no provider {provider!r}, only {known}; '
+                'install the onnxruntime package that has it'
+            )
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores from the other nodes (performance.md, section 6).
+        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
+        options.log_severity_level = 3  # errors; they are raised as well
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(self.path), options, providers=[f'{provider}ExecutionProvider']
+            )
+        except Exception as error:  # the runtime raises a dozen unrelated types
+            raise BackendError(
+                f'{self.path} cannot be opened by onnxruntime {onnxruntime.__version__}: {error}'
+            ) from None
+        self.inputs = {one.name: _port(one) for one in self._session.get_inputs()}
+        self.outputs = {one.name: _port(one) for one in self._session.get_outputs()}
+        self._names = list(self.outputs)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
+        if inputs.keys() != self.inputs.keys():
+            raise ValueError(f'{self.path.name}: {_difference(self.inputs, inputs)}')
+        for name, port in self.inputs.items():
+            if not port.accepts(inputs[name]):
+                array = inputs[name]
+                raise ValueError(
+                    f'{self.path.name}: {name} must be {port}, got {array.dtype} {array.shape}'
+                )
+        try:
+            values = self._session.run(self._names, inputs)
+        except Exception as error:
+            raise BackendError(f'{self.path} failed: {error}') from None
+        return dict(zip(self._names, values, strict=True))
+
+
+def _port(value) -> Port:
+    if value.type not in _DTYPES:
+        raise BackendError(f'{value.name} is a {value.type}, which the engine does not handle')
+    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
+    return Port(_DTYPES[value.type], shape)
+
+
+def _difference(expected: Sequence[str], actual: Sequence[str]) -> str:
+    missing = [name for name in expected if name not in actual]
+    foreign = [name for name in actual if name not in expected]
+    parts = [f'lacks {", ".join(missing)}'] if missing else []
+    parts += [f'does not know {", ".join(foreign)}'] if foreign else []
+    return ' and '.join(parts)
