@@ -117,11 +117,13 @@ class Light:
         )
 
     def shade(self, mesh: Mesh, *, turns: bool = False) -> UInt8[np.ndarray, 'N 3']:
-        """Return the lit colours. What `turns` is lit from its own front-left above, so its colours needn't change with its yaw."""
+        """Return the lit colours; what `turns` is lit from its own front-left above, whatever its yaw."""
         sun = np.array((0.42, 0.30, 0.85) if turns else self.sun)
         fall = np.maximum(0, mesh.normals @ (sun / np.linalg.norm(sun)))
         sky = 0.5 + 0.5 * mesh.normals[:, 2]
-        level = self.brightness * (0.50 + 0.14 * sky + 0.42 * fall)
+        # Road users get the softer light: their colours must be told from any side.
+        base, sunny = (0.64, 0.28) if turns else (0.50, 0.42)
+        level = self.brightness * (base + 0.14 * sky + sunny * fall)
         level = np.where(mesh.glow, 1.0, level)
         return np.rint(255 * np.clip(mesh.colors * level[:, None], 0, 1)).astype(np.uint8)
 
@@ -361,23 +363,23 @@ def _walker(size, state, rng):
     shirt, trousers, skin = _pick(rng, _SHIRTS), _pick(rng, _TROUSERS), _pick(rng, _SKINS)
     hair = _pick(rng, ((0.10, 0.08, 0.07), (0.35, 0.22, 0.12), (0.75, 0.62, 0.35)))
     hip, neck = 0.46 * height, 0.82 * height
-    stride = 0.26 if state == 'walking' else 0.04
+    stride = 0.28 if state == 'walking' else 0.03
     parts = []
     for side in (-1, 1):
-        foot = meshes.rectangle(-0.08, 0.10, side * 0.11 - 0.08, side * 0.11 + 0.08, 0.0)
-        top = meshes.rectangle(-0.10, 0.10, side * 0.11 - 0.10, side * 0.11 + 0.10, hip)
+        foot = meshes.rectangle(-0.09, 0.13, side * 0.12 - 0.09, side * 0.12 + 0.09, 0.0)
+        top = meshes.rectangle(-0.12, 0.12, side * 0.12 - 0.11, side * 0.12 + 0.11, hip)
         parts.append(meshes.loft([foot + (side * stride, 0, 0), top], trousers))
-        hand = meshes.rectangle(-0.06, 0.06, side * 0.29 - 0.06, side * 0.29 + 0.06, 0.50 * height)
+        hand = meshes.rectangle(-0.07, 0.07, side * 0.32 - 0.07, side * 0.32 + 0.07, 0.48 * height)
         shoulder = meshes.rectangle(
-            -0.07, 0.07, side * 0.27 - 0.07, side * 0.27 + 0.07, neck - 0.02
+            -0.09, 0.09, side * 0.30 - 0.08, side * 0.30 + 0.08, neck - 0.02
         )
         parts.append(meshes.loft([hand - (side * stride, 0, 0), shoulder], shirt))
-    waist = meshes.rectangle(-0.13, 0.13, -0.18, 0.18, hip)
-    chest = meshes.rectangle(-0.14, 0.14, -0.24, 0.24, 0.72 * height)
-    collar = meshes.rectangle(-0.10, 0.10, -0.18, 0.18, neck)
+    waist = meshes.rectangle(-0.16, 0.16, -0.21, 0.21, hip)
+    chest = meshes.rectangle(-0.18, 0.18, -0.27, 0.27, 0.72 * height)
+    collar = meshes.rectangle(-0.11, 0.11, -0.20, 0.20, neck)
     parts.append(meshes.loft([waist, chest, collar], shirt))
-    parts.append(meshes.ball((0.13, 0.085 * height), 0.905 * height, skin))
-    parts.append(meshes.ball((0.135, 0.05 * height), 0.955 * height, hair, x=-0.02))
+    parts.append(meshes.ball((0.15, 0.09 * height), 0.91 * height, skin))
+    parts.append(meshes.ball((0.155, 0.05 * height), 0.965 * height, hair, x=-0.03))
     return meshes.join(parts)
 
 
@@ -386,34 +388,49 @@ def _pole(height, radius=0.07, color=_METAL):
 
 
 def _traffic_light(size, state, rng):
-    """Return pole, board and three lamps, the lit one by state; its size is fixed so that it is read at 35 m."""
+    """Return pole, board and three lamps, the lit one by state.
+
+    Its size is fixed: read at 35 m by its large lamps, and hung low to stay in the picture at 5 m.
+    """
     if state not in LAMPS:
         raise ValueError(f'a traffic light is red, yellow or green, not {state!r}')
     board = (0.05, 0.05, 0.06)
-    parts = [
-        _pole(4.6, 0.10),
-        meshes.box(-0.30, -0.10, -0.50, 0.50, 2.35, 4.55, board),
-    ]
-    for (name, color), z in zip(LAMPS.items(), (4.15, 3.45, 2.75), strict=True):
+    parts = [_pole(3.5, 0.10), meshes.box(-0.30, -0.10, -0.48, 0.48, 1.58, 3.52, board)]
+    for (name, color), z in zip(LAMPS.items(), (3.16, 2.55, 1.94), strict=True):
         lit = name == state
-        shown = color if lit else _mix(board, color, 0.10)
-        ring = meshes.disc(0, z, 0.33 if lit else 0.26, 10)
-        parts.append(meshes.upright(ring, -0.33, shown, glow=True))
+        ring = meshes.disc(0, z, 0.31 if lit else 0.24, 10)
+        parts.append(
+            meshes.upright(ring, -0.33, color if lit else _mix(board, color, 0.10), glow=True)
+        )
     return meshes.join(parts)
 
 
+_LETTERS = {
+    'S': ('###', '#..', '###', '..#', '###'),
+    'T': ('###', '.#.', '.#.', '.#.', '.#.'),
+    'O': ('###', '#.#', '#.#', '#.#', '###'),
+    'P': ('###', '#.#', '###', '#..', '#..'),
+}
+
+
 def _stop_sign(size, state, rng):
-    z, radius = 2.2, 0.52
-    bars = [
-        meshes.upright(meshes.panel(-0.30, 0.30, z - 0.10, z + 0.10), -0.12, _WHITE, glow=True)
-    ]
+    """Return a pole with the red octagon; its size is fixed, 1.04 m across."""
+    z, radius, cell = 2.2, 0.52, 0.056
+    pixels = []
+    for place, letter in enumerate('STOP'):
+        for row, cells in enumerate(_LETTERS[letter]):
+            for column in (i for i, mark in enumerate(cells) if mark == '#'):
+                y = (7.5 - 4 * place - column) * cell  # the reader's left is +y
+                pixels.append(
+                    meshes.panel(y - cell, y, z + (1.5 - row) * cell, z + (2.5 - row) * cell)
+                )
     return meshes.join(
         [
-            _pole(2.3, 0.05),
-            meshes.upright(meshes.disc(0, z, radius), -0.08, _WHITE),
+            _pole(2.2, 0.05),
+            meshes.upright(meshes.disc(0, z, radius), -0.08, _WHITE, glow=True),
             meshes.upright(meshes.disc(0, z, radius), -0.07, _METAL, facing=1),
-            meshes.upright(meshes.disc(0, z, radius * 0.87), -0.10, (0.85, 0.04, 0.06), glow=True),
-            *bars,
+            meshes.upright(meshes.disc(0, z, radius * 0.88), -0.10, (0.85, 0.04, 0.06), glow=True),
+            *(meshes.upright(pixel, -0.12, _WHITE, glow=True) for pixel in pixels),
         ]
     )
 

@@ -60,7 +60,7 @@ loadPrcFileData(
 class Renderer:
     """Draws what stands (`load`) and what moves (`render`) as the six cameras of the rig see it."""
 
-    def __init__(self, *, backend: str = 'auto', size: tuple[int, int] = (256, 144)):
+    def __init__(self, backend: str = 'auto', size: tuple[int, int] = (256, 144)):
         """Open a back end: 'egl', 'tiny', or 'auto' for EGL and, where that fails, tiny with a warning. size: width, height."""
         self.size = size
         rows = -(-len(rig.RIG) // _COLUMNS)
@@ -167,7 +167,7 @@ class _Screen:
     def _make(self):
         properties = FrameBufferProperties()
         properties.setRgbColor(True)
-        properties.setRgbaBits(8, 8, 8, 0)
+        properties.setRgbaBits(8, 8, 8, 8)  # four bytes a pixel read back faster than three
         properties.setDepthBits(24)
         # MetaDrive asks for 8 samples process-wide; ours come from the oversampling, on both back ends.
         properties.setMultisamples(0)
@@ -288,11 +288,10 @@ class _Stage:
 
 def _open(backend, size) -> tuple[str, _Screen]:
     """Return the back end's name and a screen on it."""
-    makers = {'egl': _egl_pipe, 'tiny': _tiny_pipe}
-    if backend not in ('auto', *makers):
+    if backend not in ('auto', *_MODULES):
         raise ValueError(f"backend {backend!r}: it is 'auto', 'egl' or 'tiny'")
     for name in ('egl', 'tiny') if backend == 'auto' else (backend,):
-        pipe = makers[name]()
+        pipe = _pipe(name)
         if pipe is not None and pipe.isValid():
             screen = _Screen(pipe, size)
             if screen.opened:
@@ -307,16 +306,17 @@ def _open(backend, size) -> tuple[str, _Screen]:
     )
 
 
-def _egl_pipe():
-    return GraphicsPipeSelection.getGlobalPtr().makeModulePipe('p3headlessgl')
+_MODULES = {'egl': 'p3headlessgl', 'tiny': 'p3tinydisplay'}
 
 
-def _tiny_pipe():
+def _pipe(name) -> GraphicsPipe | None:
+    # Named outright rather than through load-display, so that it can't come too late; MetaDrive, when it is
+    # started after us, follows load-display and so loads no further driver.
+    loadPrcFileData('', f'load-display {_MODULES[name]}')
     selection = GraphicsPipeSelection.getGlobalPtr()
-    selection.makeModulePipe(
-        'p3tinydisplay'
-    )  # its first pipe wants a display; loading it brings the other
-    return selection.makePipe('TinyOffscreenGraphicsPipe')
+    pipe = selection.makeModulePipe(_MODULES[name])
+    # The software module's first pipe wants a display; once loaded it has one more that doesn't.
+    return selection.makePipe('TinyOffscreenGraphicsPipe') if name == 'tiny' else pipe
 
 
 def _put(node, root, ego):
