@@ -62,6 +62,7 @@ class DecoderConfig:
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     tied: bool = True  # the output head is the embedding
+    initializer_range: float = 0.02  # of all weights, the ViT's too
     vocab_size: int = 512
     image_id: int = 4
 
@@ -227,6 +228,7 @@ PRESETS = {
             ffn=384,
             mrope_section=(4, 6, 6),
             rope_theta=1e4,  # prompts are a hundred tokens long
+            initializer_range=0.05,
         ),
         mose=MoseConfig(layers=((1,), (3,), (5,))),
         action=ActionConfig(width=128, ffn=256),
@@ -285,6 +287,7 @@ def hf_config(vision: VisionConfig, decoder: DecoderConfig, mose: MoseConfig) ->
             'num_attention_heads': decoder.heads,
             'num_key_value_heads': decoder.kv_heads,
             'rms_norm_eps': decoder.rms_norm_eps,
+            'initializer_range': decoder.initializer_range,
             'rope_parameters': {
                 'rope_type': 'default',
                 'rope_theta': decoder.rope_theta,
@@ -302,9 +305,15 @@ def hf_config(vision: VisionConfig, decoder: DecoderConfig, mose: MoseConfig) ->
             'patch_size': vision.patch,
             'spatial_merge_size': vision.merge,
             'temporal_patch_size': vision.frames,
+            'initializer_range': decoder.initializer_range,
         },
         image_token_id=decoder.image_id,
         video_token_id=-1,  # views are pictures
         tie_word_embeddings=decoder.tied,
-        mose=asdict(mose) | {'view': [vision.view_width, vision.view_height]},
+        # pairs, as Hugging Face sorts the keys of its JSON
+        mose=asdict(mose)
+        | {
+            'levels': [[level, list(skills)] for level, skills in mose.levels.items()],
+            'view': [vision.view_width, vision.view_height],
+        },
     )

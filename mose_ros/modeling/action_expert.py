@@ -1,0 +1,185 @@
+"""The action expert: flow matching over the trajectory, looking into the language model's keys and values layer by layer.
+
+Tokens: proprioception, one query, then the noisy points. Proprioception sees the prompt and itself; the query sees
+these too, but no points, so what the action router reads from it is one decision per trajectory, the same at every
+noise and step (DriveMoE routes anew at each step). The points of one trajectory see everything but other draws.
+Flow: t = 0 noise, t = 1 action (DriveMoE 1.4).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import nn
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
+
+from mose_ros.modeling.config import ActionConfig, DecoderConfig
+from mose_ros.modeling.mose import SkillMixture, exact
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Velocity:
+    """What the action expert answers for R noisy versions of each trajectory."""
+
+    velocity: Float[Tensor, 'B R H 2']
+    scores: Float[Tensor, 'B A']  # of each action skill
+    skill: Int64[Tensor, 'B']  # the best of them, or the forced one
+
+
+class JointLayer(nn.Module):
+    """Attention over the prompt's keys and values of one decoder layer and over its own tokens; then an FFN."""
+
+    def __init__(self, config: ActionConfig, decoder: DecoderConfig, num_experts: int):
+        super().__init__()
+        self.head_dim, self.kv_width = decoder.head_dim, decoder.kv_heads * decoder.head_dim
+        width, inner = config.width, decoder.heads * decoder.head_dim
+        self.norm1 = Qwen2VLRMSNorm(width, eps=1e-6)
+        self.norm2 = Qwen2VLRMSNorm(width, eps=1e-6)
+        self.q_proj = nn.Linear(width, inner)
+        self.kv_proj = nn.Linear(width, 2 * self.kv_width)
+        self.o_proj = nn.Linear(inner, width, bias=False)
+        self.mlp = SkillMixture(width, config.ffn, num_experts, config.expert_weight)
+
+    def forward(
+        self,
+        x: Float[Tensor, 'B T W'],
+        prompt: tuple[Float[Tensor, 'B G P d'], Float[Tensor, 'B G P d']],
+        mask: Bool[Tensor, 'B 1 T P+T'],
+        chosen: Int64[Tensor, 'B K'] | None,
+        weights: Float[Tensor, 'B K'] | None,
+    ) -> Float[Tensor, 'B T W']:
+        """Return the layer's output; `chosen` and their weights only where the FFN is a mixture."""
+        inner = self.norm1(x)
+        q = self.q_proj(inner)
+        q, k, v = (
+            t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for t in (q, *self.kv_proj(inner).split(self.kv_width, -1))
+        )
+        k, v = (
+            torch.cat([past.to(own.dtype), own], 2)
+            for past, own in zip(prompt, (k, v), strict=True)
+        )
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+        x = x + self.o_proj(seen.transpose(1, 2).flatten(2))
+        return x + self.mlp(self.norm2(x), chosen, weights)
+
+
+class ActionExpert(nn.Module):
+    """See the module's docstring."""
+
+    def __init__(self, config: ActionConfig, decoder: DecoderConfig, proprio: int):
+        super().__init__()
+        width, skills = config.width, len(config.skills)
+        self.config = config
+        self.first_moe = decoder.layers - config.moe_layers
+        self.proprio = nn.Linear(proprio, width * config.proprio_tokens)
+        self.query = nn.Parameter(torch.randn(1, 1, width))
+        self.point = nn.Parameter(torch.randn(config.horizon, width))
+        self.point_in = nn.Linear(2, width)
+        self.time_mix = nn.Sequential(
+            nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width)
+        )
+        self.layers = nn.ModuleList(
+            JointLayer(config, decoder, skills if layer >= self.first_moe else 0)
+            for layer in range(decoder.layers)
+        )
+        self.norm = Qwen2VLRMSNorm(width, eps=1e-6)
+        self.point_out = nn.Linear(width, 2)
+        self.router = nn.Linear(width, skills)  # used in float32 only
+
+    def forward(
+        self,
+        noisy: Float[Tensor, 'B R H 2'],
+        t: Float[Tensor, 'B R'],
+        proprio: Float[Tensor, 'B P'],
+        prompt: Sequence[tuple[Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]],
+        prompt_mask: Bool[Tensor, 'B T'],
+        forced: Int64[Tensor, 'B'] | None = None,
+    ) -> Velocity:
+        """Return the velocity of R noisy versions of each trajectory; `forced` skills where not -1."""
+        batch, draws, horizon, _ = noisy.shape
+        x = torch.cat([self.read_state(proprio), self.read_points(noisy, t)], 1)
+        mask = self.mask(prompt_mask, draws)
+        chosen, weights = None, None
+        for index, layer in enumerate(self.layers):
+            if index == self.first_moe:
+                scores = self.route(x[:, self.config.proprio_tokens])
+                chosen, weights = self.choose(scores, forced)
+            x = layer(x, prompt[index], mask, chosen, weights)
+        points = self.norm(x[:, -draws * horizon :])
+        velocity = self.point_out(points).view(batch, draws, horizon, 2)
+        return Velocity(velocity, scores, chosen[:, 0])
+
+    def read_state(self, proprio: Float[Tensor, 'B P']) -> Float[Tensor, 'B S W']:
+        """Return the tokens of the proprioception and the query."""
+        state = self.proprio(proprio).unflatten(-1, (self.config.proprio_tokens, -1))
+        return torch.cat([state, self.query.expand(len(state), -1, -1).to(state.dtype)], 1)
+
+    def read_points(
+        self, noisy: Float[Tensor, 'B R H 2'], t: Float[Tensor, 'B R']
+    ) -> Float[Tensor, 'B R*H W']:
+        """Return the tokens of the noisy points, which know their time and their place in the trajectory."""
+        points = self.point_in(noisy) + self.point
+        half = self.config.width // 2
+        frequency = torch.logspace(0, 2.5, half, device=t.device)
+        angle = t[..., None, None] * frequency
+        time = torch.cat([angle.sin(), angle.cos()], -1).expand(*points.shape[:-1], -1)
+        return self.time_mix(torch.cat([points, time.to(points.dtype)], -1)).flatten(1, 2)
+
+    def mask(self, prompt_mask: Bool[Tensor, 'B T'], draws: int) -> Bool[Tensor, 'B 1 S P+S']:
+        """Return who sees whom: blocks in order, and each draw only itself beside the state."""
+        proprio, horizon = self.config.proprio_tokens, self.config.horizon
+        state = proprio + 1
+        block = torch.cat(
+            [
+                torch.zeros(proprio, dtype=torch.long),
+                torch.ones(1, dtype=torch.long),
+                torch.arange(draws).repeat_interleave(horizon) + 2,
+            ]
+        ).to(prompt_mask.device)
+        earlier = (block[None, :] < 2) & (block[None, :] <= block[:, None])
+        own = earlier | (block[None, :] == block[:, None])
+        size = state + draws * horizon
+        prompt = prompt_mask[:, None, None, :].expand(-1, 1, size, -1)
+        return torch.cat([prompt, own.expand(len(prompt_mask), 1, size, size)], -1)
+
+    def route(self, query: Float[Tensor, 'B W']) -> Float[Tensor, 'B A']:
+        """Return the score of each action skill, in float32."""
+        with exact(query):
+            return self.router(F.rms_norm(query.float(), query.shape[-1:], eps=1e-6))
+
+    def choose(
+        self, scores: Float[Tensor, 'B A'], forced: Int64[Tensor, 'B'] | None
+    ) -> tuple[Int64[Tensor, 'B K'], Float[Tensor, 'B K'] | None]:
+        """Return the experts and, for more than one, their weights (softmax over the chosen); a forced one is alone."""
+        if self.config.top_k == 1:
+            chosen, weights = scores.argmax(-1, keepdim=True), None
+        else:
+            best, chosen = scores.topk(self.config.top_k, dim=-1)
+            weights = best.softmax(-1)
+        if forced is None:
+            return chosen, weights
+        wish = (forced >= 0)[:, None]
+        first = torch.where(wish, forced[:, None], chosen[:, :1])
+        chosen = torch.cat([first, chosen[:, 1:]], 1)
+        if weights is not None:
+            alone = F.one_hot(torch.zeros_like(chosen[:, 0]), chosen.shape[1]).to(weights.dtype)
+            weights = torch.where(wish, alone, weights)
+        return chosen, weights
+
+    def draw(
+        self, action: Float[Tensor, 'B H 2']
+    ) -> tuple[Float[Tensor, 'B R H 2'], Float[Tensor, 'B R'], Float[Tensor, 'B R H 2']]:
+        """Return noisy actions, their times and the velocities to learn: times lean towards the noise, (1-s)(1-z)."""
+        sigma, draws = self.config.sigma, self.config.flow_samples
+        power = torch.rand(len(action), draws, device=action.device).pow(1 / 1.5)
+        t = (1 - sigma) * (1 - power)  # power is Beta(1.5, 1): its distribution function is z^1.5
+        noise = torch.randn(len(action), draws, *action.shape[1:], device=action.device)
+        action = action[:, None]
+        there = t[..., None, None]
+        noisy = (1 - (1 - sigma) * there) * noise + there * action
+        return noisy, t, action - (1 - sigma) * noise

@@ -1,0 +1,288 @@
+"""MoSE on Qwen2-VL: in chosen decoder layers the FFN becomes a shared expert and one of several skill experts.
+
+A level's router reads the mean of the PROMPT's tokens that enter the level's first mixture and chooses one expert for
+the whole sample: once at prefill, kept while the answer is decoded. In training the answer's tokens take the prompt's
+decision too, so that training and inference are one function. The names of weights are Hugging Face's: an ordinary
+Qwen2-VL checkpoint loads, its FFNs become the shared experts (`copy_shared`).
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import nn
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import (
+    Qwen2MLP,
+    Qwen2VLAttention,
+    Qwen2VLDecoderLayer,
+    VisionAttention,
+    rotate_half,
+)
+from transformers.vision_utils import get_vision_position_ids
+
+Tensor = torch.Tensor
+
+
+def exact(tensor: Tensor) -> contextlib.AbstractContextManager:
+    """Return a context in which autocast is off: routers decide in float32, where ties are rare (method.md 1.9)."""
+    if torch.compiler.is_exporting():  # nothing to switch off, and the graph stays plain
+        return contextlib.nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+class SkillMixture(Qwen2MLP):
+    """An FFN that is always on (its weights keep their names) and experts of which each sample takes one or some."""
+
+    def __init__(self, width: int, ffn: int, num_experts: int, expert_weight: float):
+        shape = SimpleNamespace(hidden_size=width, intermediate_size=ffn, hidden_act='silu')
+        super().__init__(shape)
+        self.experts = nn.ModuleList(Qwen2MLP(shape) for _ in range(num_experts))
+        self.expert_weight = expert_weight
+
+    @torch.no_grad()
+    def copy_shared(self) -> None:
+        """Make every expert a copy of the shared one."""
+        shared = {
+            name: value for name, value in self.state_dict().items() if 'experts' not in name
+        }
+        for expert in self.experts:
+            expert.load_state_dict(shared)
+
+    def forward(
+        self,
+        x: Float[Tensor, 'B T D'],
+        chosen: Int64[Tensor, 'B K'] | None,
+        weights: Float[Tensor, 'B K'] | None = None,
+    ) -> Float[Tensor, 'B T D']:
+        """Answer (1 - w) shared + w * chosen experts, for K > 1 their weighted sum; without `chosen` the shared alone."""
+        shared = super().forward(x)
+        if chosen is None:
+            return shared
+        pick = pick_by_branch if torch.compiler.is_exporting() else pick_by_group
+        mixed = 0
+        for k in range(chosen.shape[1]):
+            picked = pick(self.experts, chosen[:, k], x)
+            mixed = picked if weights is None else mixed + weights[:, k, None, None] * picked
+        return torch.lerp(shared, mixed.to(shared.dtype), self.expert_weight)
+
+
+def pick_by_group(
+    experts: Sequence[Callable], chosen: Int64[Tensor, 'B'], x: Float[Tensor, 'B ...']
+) -> Float[Tensor, 'B ...']:
+    """Give each sample to its expert: samples sorted by expert, each expert called once with all of its own."""
+    counts = torch.bincount(chosen, minlength=len(experts)).tolist()
+    if len(x) in counts:
+        return experts[counts.index(len(x))](x)
+    order = chosen.argsort(stable=True)
+    pieces = x.index_select(0, order).split(counts)
+    done = [expert(piece) for expert, piece in zip(experts, pieces, strict=True) if len(piece)]
+    return torch.cat(done).index_select(0, order.argsort())
+
+
+def pick_by_branch(
+    experts: Sequence[Callable], chosen: Int64[Tensor, '1'], x: Float[Tensor, '1 ...']
+) -> Float[Tensor, '1 ...']:
+    """Do the same for one sample as a tree of conditions, which ONNX keeps as `If`: only one expert is computed."""
+    if len(experts) == 1:
+        return experts[0](x)
+    half = len(experts) // 2
+    return torch.cond(
+        chosen[0] < half,
+        lambda index, x: pick_by_branch(experts[:half], index, x),
+        lambda index, x: pick_by_branch(experts[half:], index - half, x),
+        (chosen, x),
+    )
+
+
+class SkillRouter(nn.Linear):
+    """A linear head in float32 on the mean of the tokens, scaled to length sqrt(D) (the stream's own scale drifts)."""
+
+    def forward(
+        self, tokens: Float[Tensor, 'B T D'], mask: Float[Tensor, 'B T']
+    ) -> Float[Tensor, 'B E']:
+        """Return the score of each skill; only tokens with mask 1 are read."""
+        with exact(tokens):
+            share = (mask / mask.sum(1, keepdim=True))[:, None]
+            mean = (share @ tokens.float())[:, 0]
+            return super().forward(F.rms_norm(mean, mean.shape[-1:], eps=1e-6))
+
+
+def rotate(x: Float[Tensor, '... d'], cos: Tensor, sin: Tensor) -> Float[Tensor, '... d']:
+    """Return x turned by its position's angles (Hugging Face's rotary embedding, any layout)."""
+    return x * cos.to(x.dtype) + rotate_half(x) * sin.to(x.dtype)
+
+
+class ViewAttention(VisionAttention):
+    """Attention within each view. All views have one size, so it is plain and batched; equal to cu_seqlens, exportable."""
+
+    def forward(
+        self, hidden: Float[Tensor, 'M N D'], position_embeddings: tuple[Tensor, Tensor], **_
+    ) -> Float[Tensor, 'M N D']:
+        """Return the attended tokens of M views."""
+        views, patches, _ = hidden.shape
+        qkv = self.qkv(hidden).view(views, patches, 3, self.num_heads, -1)
+        cos, sin = position_embeddings
+        qk = rotate(qkv[:, :, :2], cos[:, None, None], sin[:, None, None])
+        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
+        seen = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(seen.transpose(1, 2).flatten(2))
+
+
+class TextAttention(Qwen2VLAttention):
+    """Causal attention that hands its keys and values out, for the cache and for the action expert."""
+
+    def forward(
+        self,
+        hidden: Float[Tensor, 'B T D'],
+        turn: tuple[Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Float[Tensor, 'B T D'], Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]:
+        """Return the attended tokens and their own keys and values; with a past, hidden is ONE token behind it."""
+        batch, length, _ = hidden.shape
+        q, k, v = (
+            project(hidden).view(batch, length, -1, self.head_dim).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        q, k = rotate(q, *turn), rotate(k, *turn)
+        all_k, all_v = (
+            (k, v)
+            if past is None
+            else (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
+        )
+        seen = F.scaled_dot_product_attention(
+            q, all_k, all_v, is_causal=past is None, enable_gqa=True
+        )
+        return self.o_proj(seen.transpose(1, 2).flatten(2)), k, v
+
+
+class DecoderLayer(Qwen2VLDecoderLayer):
+    """A decoder layer, whose FFN is a mixture where the configuration says so."""
+
+    def __init__(self, config, layer_idx: int, num_experts: int, expert_weight: float):
+        super().__init__(config, layer_idx)
+        self.self_attn = TextAttention(config, layer_idx)
+        if num_experts:
+            self.mlp = SkillMixture(
+                config.hidden_size, config.intermediate_size, num_experts, expert_weight
+            )
+
+    def forward(self, hidden, turn, past, chosen):
+        """Return the layer's output and its keys and values; `chosen` (B, 1) only where it is a mixture."""
+        seen, k, v = self.self_attn(self.input_layernorm(hidden), turn, past)
+        hidden = hidden + seen
+        inner = self.post_attention_layernorm(hidden)
+        return hidden + (self.mlp(inner) if chosen is None else self.mlp(inner, chosen)), k, v
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder gives for B texts of T tokens: L layers, G key/value heads of width d, S levels."""
+
+    hidden: Float[Tensor, 'B T D']  # after the last norm, before the head
+    keys: Sequence[Float[Tensor, 'B G T d']]  # of each layer, of these tokens only
+    values: Sequence[Float[Tensor, 'B G T d']]
+    skills: Int64[Tensor, 'B R']  # what each router chose; R = S with router_scope 'level'
+    scores: Sequence[Float[Tensor, 'B E_r']]  # of each router; empty when skills were given
+
+
+class MoseQwen2VL(Qwen2VLForConditionalGeneration):
+    """Qwen2-VL with skill mixtures and views of one size; `config.mose` is a `MoseConfig` (see `config.hf_config`)."""
+
+    _keep_in_fp32_modules = ['routers']
+
+    def __init__(self, config: Qwen2VLConfig):
+        super().__init__(config)
+        mose, text = config.mose, config.text_config
+        skills = [len(names) for _, names in mose['levels']]
+        level_of = {
+            layer: level for level, layers in enumerate(mose['layers']) for layer in layers
+        }
+        decoder = self.model.language_model
+        for layer in range(text.num_hidden_layers):
+            experts = skills[level_of[layer]] if layer in level_of else 0
+            decoder.layers[layer] = DecoderLayer(text, layer, experts, mose['expert_weight'])
+        for block in self.model.visual.blocks:
+            block.attn = ViewAttention(config.vision_config)
+        per_layer = mose['router_scope'] == 'layer'
+        self.routed = {  # layer -> its router; the first layer of a router is where it decides
+            layer: index if per_layer else level
+            for index, (layer, level) in enumerate(sorted(level_of.items()))
+        }
+        self.router_levels = [*level_of.values()] if per_layer else [*range(len(skills))]
+        self.routers = nn.ModuleList(
+            SkillRouter(text.hidden_size, skills[level]) for level in self.router_levels
+        )
+        self.post_init()
+
+    def copy_shared(self) -> None:
+        """Make the experts of every layer copies of its shared one: how a MoSE begins."""
+        for layer in self.routed:
+            self.model.language_model.layers[layer].mlp.copy_shared()
+
+    def see(
+        self, patches: Float[Tensor, 'M N P']
+    ) -> tuple[Float[Tensor, 'M N W'], Float[Tensor, 'M n D']]:
+        """Return the features of each patch of M views and, merged, the tokens that the decoder reads."""
+        visual = self.model.visual
+        vision = self.config.vision_config
+        width, height = self.config.mose['view']
+        grid = torch.tensor([[1, height // vision.patch_size, width // vision.patch_size]])
+        places = get_vision_position_ids(grid, visual.spatial_merge_size).to(patches.device)
+        turn = visual.rotary_pos_emb(patches, places)
+        # patches do not overlap: their convolution is a matrix product
+        hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
+        for block in visual.blocks:
+            hidden = block(hidden, cu_seqlens=None, position_embeddings=turn)
+        return hidden, visual.merger(hidden).view(len(patches), -1, vision.hidden_size)
+
+    def embed(
+        self, input_ids: Int64[Tensor, 'B T'], embeds: Float[Tensor, 'B V n D']
+    ) -> Float[Tensor, 'B T D']:
+        """Return the embedded text with the views' tokens, in order, where the image tokens stand."""
+        text = self.model.language_model.embed_tokens(input_ids)
+        is_image = input_ids == self.config.image_token_id
+        seen = embeds.flatten(1, 2)
+        place = (is_image.cumsum(1) - 1).clamp(0, seen.shape[1] - 1)
+        seen = seen.gather(1, place[..., None].expand(-1, -1, seen.shape[-1]))
+        return torch.where(is_image[..., None], seen.to(text.dtype), text)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, 'B T D'],
+        position_ids: Int64[Tensor, '3 B T'],
+        prompt_mask: Float[Tensor, 'B T'] | None = None,
+        *,
+        forced: Int64[Tensor, 'B S'] | None = None,
+        skills: Int64[Tensor, 'B R'] | None = None,
+        past: Sequence[tuple[Tensor, Tensor]] | None = None,
+    ) -> Decoded:
+        """Run the decoder over embedded tokens.
+
+        At prefill the routers read the tokens of `prompt_mask`; `forced` overrides them where it is not -1. Behind a
+        `past` (keys and values of each layer) come one token and the `skills` that were chosen for it.
+        """
+        decoder = self.model.language_model
+        turn = [t[:, None] for t in decoder.rotary_emb(hidden, position_ids)]
+        decided = [] if skills is None else list(skills.split(1, dim=1))
+        scores, keys, values = [], [], []
+        for index, layer in enumerate(decoder.layers):
+            router = self.routed.get(index)
+            if router is not None and router == len(decided):
+                scores.append(self.routers[router](hidden, prompt_mask))
+                own = scores[-1].argmax(-1, keepdim=True)
+                if forced is not None:
+                    level = self.router_levels[router]
+                    wish = forced[:, level : level + 1]
+                    own = torch.where(wish >= 0, wish, own)
+                decided.append(own)
+            chosen = None if router is None else decided[router]
+            hidden, k, v = layer(hidden, turn, None if past is None else past[index], chosen)
+            keys.append(k)
+            values.append(v)
+        skills = torch.cat(decided, 1) if decided else hidden.new_zeros(len(hidden), 0).long()
+        return Decoded(decoder.norm(hidden), keys, values, skills, scores)
