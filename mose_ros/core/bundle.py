@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mose_ros.core.action import Normalizer
+from mose_ros.core.action import PROPRIO, Normalizer
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
@@ -112,23 +112,38 @@ class Manifest:
 
     def check(self) -> None:
         """Raise BundleError, naming the field, where the manifest contradicts itself."""
+        wrong = [name for name in _SIZES if type(getattr(self, name)) is not int]
+        wrong += [name for name in _SIZES if name not in wrong and getattr(self, name) < 1]
+        if wrong:
+            raise BundleError(
+                f'{self.name}: {", ".join(wrong)} in {MANIFEST} must be whole and positive; '
+                'export the bundle again'
+            )
         unit = self.patch * self.merge
         rules = {
             'cameras': len(set(self.cameras)) == len(self.cameras) > 0,
             'anchor': self.anchor in self.fixed_views,
             'fixed_views': set(self.fixed_views) <= set(self.cameras),
-            'top_k': 0 <= self.top_k <= len(self.cameras) - len(self.fixed_views),
-            'view_width': self.view_width > 0 and self.view_width % unit == 0,
-            'view_height': self.view_height > 0 and self.view_height % unit == 0,
-            'view_frames': self.view_frames >= 1,
+            'top_k': self.top_k in range(len(self.cameras) - len(self.fixed_views) + 1),
+            'view_width': self.view_width % unit == 0,
+            'view_height': self.view_height % unit == 0,
+            'frame_gap': 0 < self.frame_gap < np.inf,
+            'mean': _is_finite(self.mean, (3,)),
+            'std': _is_finite(self.std, (3,)) and min(self.std) > 0,
             'levels': len(self.levels) > 0
             and all(len(skills) > 0 for skills in self.levels.values()),
-            'dt': self.dt > 0,
-            'num_steps': self.num_steps >= 1,
-            'noise': np.shape(self.noise)
-            == np.shape(self.action_low)
-            == np.shape(self.action_high),
-            'proprio': len(self.proprio) == len(self.proprio_low) == len(self.proprio_high),
+            'action_skills': len(self.action_skills) > 0,
+            'dt': 0 < self.dt < np.inf,
+            'action_low, action_high': _are_bounds(
+                self.action_low, self.action_high, (self.horizon, 2)
+            ),
+            'noise': _is_finite(self.noise, (self.horizon, 2)),
+            # The engine fills proprioception in this order; another one would be read as nonsense, unnoticed.
+            'proprio': tuple(self.proprio) == PROPRIO,
+            'proprio_low, proprio_high': _are_bounds(
+                self.proprio_low, self.proprio_high, (len(self.proprio),)
+            ),
+            'files': all(type(value) is str for value in self.files.values()),
         }
         broken = [name for name, holds in rules.items() if not holds]
         if broken:
@@ -210,8 +225,28 @@ class Manifest:
                 )
 
 
+_SIZES = (
+    *('view_width', 'view_height', 'view_frames', 'patch', 'merge'),
+    *('thumbnail_width', 'thumbnail_height', 'num_layers', 'num_kv_heads', 'head_dim', 'width'),
+    *('vocab_size', 'max_prompt_tokens', 'max_new_tokens', 'num_steps'),
+)
+
+
 def _is_required(one) -> bool:
     return one.default is MISSING and one.default_factory is MISSING
+
+
+def _is_finite(values, shape: tuple[int, ...]) -> bool:
+    array = np.asarray(values, np.float64)
+    return array.shape == shape and bool(np.isfinite(array).all())
+
+
+def _are_bounds(low, high, shape: tuple[int, ...]) -> bool:
+    return (
+        _is_finite(low, shape)
+        and _is_finite(high, shape)
+        and bool((np.asarray(high, np.float32) > np.asarray(low, np.float32)).all())
+    )
 
 
 def sha256(path: str | Path) -> str:
