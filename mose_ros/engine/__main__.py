@@ -1,0 +1,148 @@
+"""Run a bundle without ROS: python -m mose_ros.engine check|build|bench|run BUNDLE."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from mose_ros.core.rig import CAMERAS
+from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
+from mose_ros.engine import bench, session
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.driver import Driver
+from mose_ros.engine.policy import Policy
+from mose_ros.engine.view_router import MODES, ViewRouter
+
+ERRORS = (ValueError, OSError, session.BackendError, FloatingPointError)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return 0, or 1 with the error on stderr."""
+    options = _parser().parse_args(arguments)
+    level = logging.DEBUG if options.verbose else logging.INFO
+    logging.basicConfig(level=level, format='%(message)s', stream=sys.stderr)
+    try:
+        return options.command_function(options)
+    except ERRORS as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+
+
+def check(options) -> int:
+    """Verify hashes and graphs, then plan twice on grey pictures: both plans must be the same bits."""
+    bundle = Bundle.open(options.bundle, backend=options.backend, threads=options.threads)
+    m = bundle.manifest
+    print(f'{len(m.files)} files as the manifest says')
+    router, driver = ViewRouter(bundle), Driver(bundle)
+    print('5 graphs as the contract says')
+    answers = [_think(router, driver, bench.grey(m)) for _ in range(2)]
+    if answers[0] != answers[1]:
+        raise ValueError(f'{m.name} does not answer the same picture in the same way twice')
+    print('the same plan and the same text twice')
+    return 0
+
+
+def build(options) -> int:
+    """Build what the backend needs before it can run the bundle."""
+    bundle = Bundle.open(options.bundle, backend=options.backend, threads=options.threads)
+    print(f'{bundle.backend} runs the ONNX files as they are: nothing to build')
+    return 0
+
+
+def run_bench(options) -> int:
+    """Measure, print a table, write JSON."""
+    policy = _load(options)
+    report = bench.measure(policy, plans=options.plans, warmup=options.warmup)
+    for stage, row in [*report['stages'].items(), ('end to end', report['end_to_end'])]:
+        print(f'{stage:>12} ' + '  '.join(f'{key} {value:8.2f}' for key, value in row.items()))
+    if options.json:
+        partial = options.json.with_name(f'{options.json.name}.partial')
+        partial.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+        os.replace(partial, options.json)
+    return 0
+
+
+def run(options) -> int:
+    """Plan once on picture files, then say why."""
+    policy = _load(options)
+    paths = {name: getattr(options, name) for name in CAMERAS}
+    images = {name: _read_picture(path) for name, path in paths.items() if path}
+    if not images:
+        raise ValueError('no picture was given; name at least --front FILE')
+    guidance = Guidance(
+        near=np.array(options.near), far=np.array(options.far), command=Command(options.command)
+    )
+    ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=options.speed)
+    plan = policy.plan(Observation(time=0.0, images=images, ego=ego, guidance=guidance))
+    print('views      ', ', '.join(plan.views))
+    print('skills     ', ' > '.join(plan.skills.values()), f'({plan.action_skill})')
+    for when, (x, y) in zip(plan.trajectory.times(), plan.trajectory.xy, strict=True):
+        print(f'{when:8.2f} s   x {x:7.2f} m   y {y:7.2f} m')
+    print('reasoning  ', *list(policy.reason())[-1:])
+    print('milliseconds ', '  '.join(f'{k} {v:.1f}' for k, v in plan.timings_ms.items()))
+    return 0
+
+
+def _load(options) -> Policy:
+    return Policy.load(
+        options.bundle,
+        options.backend,
+        options.threads,
+        mode=options.mode,
+        force_view=options.view,
+    )
+
+
+def _think(router: ViewRouter, driver: Driver, seen: Observation):
+    router.reset()
+    views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
+    plan = driver.plan(views, seen.ego, seen.guidance)
+    return plan.trajectory.xy.tobytes(), plan.skills, list(driver.reason())
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    if picture is None:
+        raise ValueError(f'{path} cannot be read as a picture')
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m mose_ros.engine', description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar='check|build|bench|run')
+    for name, function in (('check', check), ('build', build), ('bench', run_bench), ('run', run)):
+        command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
+        command.set_defaults(command_function=function)
+        command.add_argument('bundle', type=Path, help='folder of the bundle')
+        command.add_argument('--backend', choices=session.BACKENDS, default='auto')
+        command.add_argument('--threads', type=int, default=2, help='of one run of a graph')
+        command.add_argument('--verbose', action='store_true')
+        if name in ('bench', 'run'):
+            command.add_argument(
+                '--mode', choices=MODES, default='learned', help='of choosing views'
+            )
+            command.add_argument('--view', default='', help='a view to look at whatever its score')
+        if name == 'bench':
+            command.add_argument('--plans', type=int, default=200, help='how many are measured')
+            command.add_argument('--warmup', type=int, default=20, help='plans before them')
+            command.add_argument('--json', type=Path, help='file for the figures')
+        if name == 'run':
+            for camera in CAMERAS:
+                flag = f'--{camera.replace("_", "-")}'
+                command.add_argument(flag, type=Path, metavar='PICTURE', help=f'camera {camera}')
+            command.add_argument('--speed', type=float, default=0.0, help='m/s')
+            values = [one.value for one in Command]
+            command.add_argument('--command', choices=values, default=Command.FOLLOW.value)
+            point = {'nargs': 2, 'type': float, 'metavar': ('X', 'Y')}
+            command.add_argument('--near', default=(NEAR_M, 0.0), help='route 10 m ahead', **point)
+            command.add_argument('--far', default=(FAR_M, 0.0), help='route 25 m ahead', **point)
+    return parser
+
+
+if __name__ == '__main__':
+    sys.exit(main())
