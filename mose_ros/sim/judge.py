@@ -168,7 +168,9 @@ class Judge:
         near = slice(max(0, index - 2), index + 3)
         d, own_left = moment.ego_d, route.own_left[near].max()
         left, right = route.left[near].max(), route.right[near].max()
-        if abs(d) > DEVIATION_M:
+        due = self._episode.lane_change_by
+        missed = due is not None and moment.ego_s > due and abs(d) > 0.6 * route.width[index]
+        if abs(d) > DEVIATION_M or missed:
             self._events['route_dev'].append(f'Agent deviated from the route {where}')
             return 'Failed - Agent deviated from the route'
         if d > left + OFF_ROAD_M or d < -right - OFF_ROAD_M:

@@ -142,7 +142,7 @@ class Mover(Body):
     def _leaders(self, others: Iterable[Body]) -> Iterable[tuple[float, float]]:
         for light in self.lights:
             gap = light.line_of(self.path) - self.s - self.size[0] / 2
-            if 0 < gap and (
+            if gap > 0 and (
                 light.state == 'red' or (light.state == 'yellow' and gap > self.v**2 / 6)
             ):
                 yield gap + STANDSTILL_M - 0.8, 0.0

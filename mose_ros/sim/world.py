@@ -62,7 +62,7 @@ class World:
         make = Maker(self._physics, int(seed), FAMILIES.index(family))
         self._episode = episode = MAKERS[family](make)
         x, y, yaw = episode.route.pose(episode.start_s, episode.start_d)
-        self._physics.place(x, y, yaw + episode.start_yaw, episode.start_speed)
+        self._physics.place(x, y, yaw, episode.start_speed)
         self._time, self._s = 0.0, episode.start_s
         self._acceleration, self._speed = 0.0, episode.start_speed
         self._since_stop = 0.0 if episode.start_speed < 0.1 else 100.0
@@ -160,7 +160,7 @@ class World:
 
     def _look(self, ego: EgoState) -> Moment:
         self._s, d = self._episode.route.project(ego.x, ego.y, self._s)
-        if self._episode.lane_change and abs(d) < 0.35 * self._episode.route.width[0]:
+        if self._episode.lane_change_by and abs(d) < 0.35 * self._episode.route.width[0]:
             self._changed_lane = True
         return Moment(time=self._time, ego=ego, ego_s=self._s, ego_d=d)
 
