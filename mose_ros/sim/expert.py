@@ -542,9 +542,9 @@ class _Moment:
         return cost
 
     def _explain(self, way: _Way, drive, roll, best: int) -> Decision:
-        say = lambda cause, actor: Decision(
-            cause=cause, actor_id=actor, lateral=way.name, longitudinal=drive[0]
-        )  # noqa: E731
+        def say(cause, actor):
+            return Decision(cause=cause, actor_id=actor, lateral=way.name, longitudinal=drive[0])
+
         actors = self.others.actors
         if self.siren is not None:
             return say('emergency_vehicle', actors[self.siren].id)

@@ -15,11 +15,11 @@ from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
 
 
-def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0):
+def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0, disturb=0.0):
     """Drive one episode; return the outcome and its traces."""
     scene = world.reset(family, seed)
     expert, tracker = Expert(world.forecast), TrajectoryTracker()
-    random = np.random.default_rng(seed)
+    random, push = np.random.default_rng(seed), (0.0, 0.0)
     speeds, yaw_rates, milliseconds, causes = [], [], [], collections.Counter()
     while not world.outcome.done and scene.time < limit_s:
         start = time.perf_counter()
@@ -32,7 +32,16 @@ def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0):
         if noise:
             shaken = trajectory.xy + random.normal(0, noise, trajectory.xy.shape)
             trajectory = type(trajectory)(time=trajectory.time, dt=trajectory.dt, xy=shaken)
-        scene = world.step(tracker.command(trajectory, scene.ego.speed))
+        command = tracker.command(trajectory, scene.ego.speed)
+        if disturb and scene.time % 4.0 > 3.2:  # a burst of wrong steering and speed
+            if scene.time % 4.0 < 3.35:
+                push = random.uniform(-disturb, disturb), random.uniform(-0.3, 0.6)
+            command = type(command)(
+                steer=command.steer + push[0],
+                throttle=command.throttle + max(push[1], 0),
+                brake=command.brake,
+            )
+        scene = world.step(command)
         speeds.append(scene.ego.speed)
         yaw_rates.append(scene.ego.yaw_rate)
     speeds, yaw_rates = np.array(speeds), np.array(yaw_rates)
@@ -64,6 +73,7 @@ def main():
     parser.add_argument('--families', default=','.join(FAMILIES))
     parser.add_argument('--seeds', default='0-19')
     parser.add_argument('--noise', type=float, default=0.0, help='sigma of a point in m')
+    parser.add_argument('--disturb', type=float, default=0.0, help='bursts of steering')
     parser.add_argument('-v', '--verbose', action='store_true')
     arguments = parser.parse_args()
     first, _, last = arguments.seeds.partition('-')
@@ -79,6 +89,7 @@ def main():
                     seed,
                     trace=show if arguments.verbose else None,
                     noise=arguments.noise,
+                    disturb=arguments.disturb,
                 )
             except KeyError:
                 break
