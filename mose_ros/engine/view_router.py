@@ -135,7 +135,7 @@ class ViewRouter:
             when, frame = min(frames, key=lambda stored: abs(time - stored[0] - age))
             is_near = abs(time - when - age) <= GAP_TOLERANCE * m.frame_gap + 1e-6
             chosen.append(frame if is_near else frames[-1][1])
-        return chosen
+        return np.stack(chosen)
 
     def _choose(self, newest, code):
         m = self.manifest

@@ -1,0 +1,116 @@
+"""The engine refuses a bundle that is not what its manifest or the contract says."""
+
+import json
+
+import onnx
+import pytest
+
+from engine import bundles
+from mose_ros.core.bundle import BundleError, sha256
+from mose_ros.core.prompt import word_tokenizer
+from mose_ros.engine.bundle import Bundle, contract
+from mose_ros.engine.policy import Policy
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return bundles.make_bundle(tmp_path / 'known')
+
+
+def edit_manifest(folder, **changes):
+    path = folder / 'manifest.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def rehash(folder):
+    """Make the manifest agree with the files as they are now."""
+    bundles.make_manifest().save(folder)
+
+
+def test_a_whole_bundle_opens(folder):
+    bundle = Bundle.open(folder, threads=1)
+    assert bundle.backend == 'onnxruntime'
+    for graph in contract(bundle.manifest):
+        bundle.session(graph)
+
+
+@pytest.mark.parametrize('name', ['decode.onnx', 'weights.bin', 'tokenizer.json'])
+def test_a_changed_byte_is_refused(folder, name):
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=f'{name} has changed'):
+        Policy.load(folder)
+
+
+def test_a_missing_file_is_refused(folder):
+    (folder / 'action.onnx').unlink()
+    with pytest.raises(BundleError, match='action.onnx is missing'):
+        Policy.load(folder)
+
+
+def test_a_folder_that_is_no_bundle_names_those_beside_it(folder):
+    with pytest.raises(BundleError, match='other is no bundle.*beside it there are: known'):
+        Policy.load(folder.parent / 'other')
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'format_version': 2}, 'format version 2, this engine reads 1'),
+        ({'lidar': True}, 'unknown lidar'),
+        ({'files': {}}, 'does not list view_router.onnx'),
+    ],
+)
+def test_a_manifest_from_elsewhere_is_refused(folder, changes, message):
+    edit_manifest(folder, **changes)
+    with pytest.raises(BundleError, match=message):
+        Policy.load(folder)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'view_width': 84}, 'vision.*patches is float32'),
+        ({'top_k': 0, 'cameras': ['front']}, 'thumbnails is float32'),
+        ({'head_dim': 8}, 'past_k is float32'),
+        ({'vocab_size': 200}, 'logits is float32'),
+        ({'levels': {'perception': ['general']}}, 'skill_override is int64'),
+        ({'action_skills': ['normal']}, 'skill_scores is float32'),
+    ],
+)
+def test_graphs_that_the_manifest_does_not_describe_are_refused(folder, changes, message):
+    bundles.make_manifest(**changes).save(folder)
+    with pytest.raises(BundleError, match=message):
+        Policy.load(folder)
+
+
+def test_a_graph_without_an_input_of_the_contract_is_refused(folder):
+    model = onnx.load(folder / 'view_router.onnx')
+    model.graph.input.pop()  # proprio
+    onnx.save(model, folder / 'view_router.onnx')
+    rehash(folder)
+    with pytest.raises(BundleError, match='view_router.onnx: input proprio is missing'):
+        Policy.load(folder)
+
+
+def test_a_graph_with_a_fixed_number_of_views_is_refused(folder):
+    model = onnx.load(folder / 'vision.onnx')
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2
+    onnx.save(model, folder / 'vision.onnx')
+    rehash(folder)
+    with pytest.raises(BundleError, match=r'patches is float32 \(2, 8, 1176\), not .*\(any, 8'):
+        Policy.load(folder)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_graphs_is_refused(folder):
+    word_tokenizer([f'word{n}' for n in range(200)]).save(str(folder / 'tokenizer.json'))
+    rehash(folder)
+    with pytest.raises(BundleError, match='tokens, the graphs know'):
+        Policy.load(folder)
+
+
+def test_hashes_are_those_of_the_files(folder):
+    listed = json.loads((folder / 'manifest.json').read_text())['files']
+    assert {name: sha256(folder / name) for name in listed} == listed
+    assert set(listed) == {path.name for path in folder.iterdir()} - {'manifest.json'}

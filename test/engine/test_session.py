@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from engine import bundles
+from mose_ros.engine import session
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return bundles.make_bundle(tmp_path_factory.mktemp('session') / 'known')
+
+
+def test_a_session_takes_and_gives_named_arrays(folder):
+    vision = session.open_session(folder / 'vision.onnx', threads=1)
+    answer = vision.run({'patches': np.full((3, 8, 1176), 0.5, np.float32)})
+    assert list(answer) == ['embeds']
+    np.testing.assert_allclose(answer['embeds'], np.full((3, 2, 8), 0.5), rtol=1e-5)
+    assert vision.inputs['patches'].shape == (None, 8, 1176)
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'message'),
+    [
+        ({}, 'lacks patches'),
+        ({'patches': np.zeros((1, 8, 1176), np.float32), 'more': np.zeros(1)}, 'not know more'),
+        ({'patches': np.zeros((1, 8, 1175), np.float32)}, r'patches must be .*1176.*1175'),
+        ({'patches': np.zeros((8, 1176), np.float32)}, r'patches must be .*got float32 \(8, 1176'),
+        ({'patches': np.zeros((1, 8, 1176))}, 'patches must be float32.*got float64'),
+    ],
+)
+def test_wrong_inputs_are_named(folder, inputs, message):
+    with pytest.raises(ValueError, match=message):
+        session.open_session(folder / 'vision.onnx', threads=1).run(inputs)
+
+
+def test_a_slice_of_a_larger_array_is_taken_as_its_values(folder):
+    vision = session.open_session(folder / 'vision.onnx', threads=1)
+    roomy = np.random.default_rng(0).random((4, 16, 1176), np.float32)
+    part = roomy[1:3, 4:12]
+    expected = vision.run({'patches': part.copy()})['embeds']
+    assert np.array_equal(vision.run({'patches': part})['embeds'], expected)
+    assert not np.array_equal(vision.run({'patches': roomy[1:3, :8]})['embeds'], expected)
+
+
+def test_auto_says_what_it_takes(caplog):
+    caplog.set_level('INFO')
+    assert session.choose_backend('auto') == 'onnxruntime'
+    assert 'onnxruntime' in caplog.text
+
+
+def test_backends_that_do_not_exist_are_refused():
+    with pytest.raises(session.BackendError, match='tensorrt.*yet.*onnxruntime'):
+        session.choose_backend('tensorrt')
+    with pytest.raises(ValueError, match="no backend 'openvino'; known: auto"):
+        session.choose_backend('openvino')
+
+
+def test_a_missing_provider_is_named_with_those_that_are_there(folder):
+    with pytest.raises(session.BackendError, match="no provider 'ROCM', only .*CPU"):
+        session.open_session(folder / 'vision.onnx', provider='ROCM')
+
+
+def test_files_that_cannot_be_opened_are_named(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match='nowhere.onnx is missing'):
+        session.open_session(tmp_path / 'nowhere.onnx')
+    truncated = tmp_path / 'truncated.onnx'
+    truncated.write_bytes((folder / 'vision.onnx').read_bytes()[:100])
+    with pytest.raises(session.BackendError, match='truncated.onnx cannot be opened'):
+        session.open_session(truncated)
+    with pytest.raises(ValueError, match='threads must be at least 1, not 0'):
+        session.open_session(folder / 'vision.onnx', threads=0)
