@@ -110,7 +110,8 @@ class Driver:
             acted.update(self._action.run({**inputs, 'noisy': noisy, 't': np.float32([t])}))
             return acted['velocity']
 
-        flowed = action.flow(velocity, self._noise, m.num_steps)[0].astype(np.float32)
+        with np.errstate(all='ignore'):  # what is not finite is refused below
+            flowed = action.flow(velocity, self._noise, m.num_steps)[0]
         if not (np.isfinite(flowed).all() and np.isfinite(answer['logits']).all()):
             raise FloatingPointError(f'{m.name} answered with numbers that are not finite')
         trajectory = action.to_trajectory(flowed, self._action_normalizer, views.time, m.dt)

@@ -1,0 +1,227 @@
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from engine import bundles
+from mose_ros.core.types import Command, EgoState, Guidance, Views
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.driver import Driver
+
+EGO = EgoState(x=0.0, y=0.0, yaw=0.0, speed=5.0)
+AHEAD = Guidance(near=np.array([10.0, 1.0]), far=np.array([25.0, 2.0]), command=Command.FOLLOW)
+DARK, BRIGHT = 40, 200
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    folder = bundles.make_bundle(tmp_path_factory.mktemp('driver') / 'known')
+    return Bundle.open(folder, threads=1)
+
+
+@pytest.fixture
+def driver(bundle):
+    return Driver(bundle)
+
+
+def look(grey=DARK, names=('front', 'back'), time=3.0, rows=28):
+    """Return views of one grey."""
+    image = np.full((len(names) * 2 * rows, 56, 3), grey, np.uint8)
+    return Views(time=time, names=names, image=image, weights=dict.fromkeys(names, 0.5))
+
+
+def noise(seed=0):
+    image = np.random.default_rng(seed).integers(0, 256, (2 * 2 * 28, 56, 3), np.uint8)
+    return dataclasses.replace(look(), image=image)
+
+
+def whole_text(driver, *args, **options):
+    return list(driver.reason(*args, **options))[-1]
+
+
+def test_a_plan_is_what_the_graphs_answer(driver):
+    plan = driver.plan(look(time=3.0), EGO, AHEAD)
+    steps = np.arange(1, 16)[:, None] / 15
+    np.testing.assert_allclose(plan.trajectory.xy, steps * AHEAD.near, atol=1e-4)
+    assert (plan.trajectory.time, plan.trajectory.dt) == (3.0, 0.2)
+    assert plan.skills == {'perception': 'general', 'prediction': 'general', 'planning': 'general'}
+    assert plan.action_skill == 'normal'
+    assert plan.views == ('front', 'back')
+    stages = ['preprocess', 'vision', 'prefill', 'flow', 'total']
+    assert list(plan.timings_ms) == stages
+    assert plan.timings_ms['total'] >= sum(plan.timings_ms[stage] for stage in stages[:-1])
+
+
+def test_what_is_seen_decides_the_skills_and_the_text(driver):
+    plan = driver.plan(look(BRIGHT), EGO, AHEAD)
+    assert list(plan.skills.values()) == ['vehicle', 'slowing', 'normal']
+    assert plan.action_skill == 'merging'
+    assert whole_text(driver) == bundles.BRIGHT
+    driver.plan(look(DARK), EGO, AHEAD)
+    assert whole_text(driver) == bundles.DARK
+
+
+@pytest.mark.parametrize('num_steps', [1, 3, 10])
+def test_the_flow_arrives_whatever_the_number_of_steps(tmp_path, num_steps):
+    driver = Driver(bundles.make_bundle(tmp_path / 'known', num_steps=num_steps), threads=1)
+    plan = driver.plan(look(), EGO, AHEAD)
+    np.testing.assert_allclose(plan.trajectory.xy[-1], AHEAD.near, atol=1e-4)
+
+
+def test_any_number_of_views_is_taken(driver):
+    for names in [('front',), ('front', 'back', 'back_left')]:
+        assert driver.plan(look(names=names), EGO, AHEAD).views == names
+        assert whole_text(driver) == bundles.DARK
+
+
+def test_the_same_input_gives_the_same_bits(bundle):
+    plans = [Driver(bundle).plan(noise(), EGO, AHEAD) for _ in range(2)]
+    assert plans[0].trajectory.xy.tobytes() == plans[1].trajectory.xy.tobytes()
+    assert plans[0].skills == plans[1].skills
+    elsewhere = dataclasses.replace(AHEAD, near=np.array([10.0, 1.001]))
+    other = Driver(bundle).plan(noise(), EGO, elsewhere)
+    assert other.trajectory.xy.tobytes() != plans[0].trajectory.xy.tobytes()
+
+
+def test_skills_can_be_forced(driver):
+    plan = driver.plan(look(), EGO, AHEAD, force={'planning': 'give_way', 'action': 'overtaking'})
+    assert list(plan.skills.values()) == ['general', 'general', 'give_way']
+    assert plan.action_skill == 'overtaking'
+    assert whole_text(driver) == bundles.DARK
+
+
+@pytest.mark.parametrize(
+    ('force', 'message'),
+    [
+        ({'planing': 'normal'}, "no level 'planing'; known: perception.*action"),
+        ({'planning': 'fly'}, "no skill 'fly' on level planning; known: general"),
+        ({'action': 'general'}, "no skill 'general' on level action"),
+    ],
+)
+def test_unknown_forced_skills_are_named(driver, force, message):
+    with pytest.raises(ValueError, match=message):
+        driver.plan(look(), EGO, AHEAD, force=force)
+
+
+# ---- text ----
+
+
+def test_text_grows_word_by_word(driver):
+    driver.plan(look(), EGO, AHEAD)
+    texts = list(driver.reason())
+    words = bundles.DARK.split()
+    assert texts == [' '.join(words[: index + 1]) for index in range(len(words))]
+
+
+def test_text_ends_at_the_manifests_maximum(tmp_path):
+    driver = Driver(bundles.make_bundle(tmp_path / 'known', max_new_tokens=4), threads=1)
+    driver.plan(look(), EGO, AHEAD)
+    assert whole_text(driver) == ' '.join(bundles.DARK.split()[:4])
+
+
+def test_reasoning_stops_at_the_next_token_when_cancelled(driver):
+    driver.plan(look(), EGO, AHEAD)
+    asked = itertools.count()
+    texts = list(driver.reason(cancel=lambda: next(asked) >= 6))
+    assert 1 <= len(texts) < len(bundles.DARK.split())
+    assert list(driver.reason(cancel=lambda: True)) == []
+
+
+def test_a_thought_outlives_newer_plans(driver):
+    driver.plan(look(DARK), EGO, AHEAD)
+    thought = driver.thought
+    words = driver.reason(thought)
+    started = [next(words) for _ in range(3)]
+    driver.plan(look(BRIGHT, names=('front', 'back_left', 'back')), EGO, AHEAD)
+    assert [*started, *words][-1] == bundles.DARK
+    assert whole_text(driver) == bundles.BRIGHT
+    assert whole_text(driver, thought) == bundles.DARK
+
+
+def test_a_thought_is_read_only(driver):
+    driver.plan(look(), EGO, AHEAD)
+    with pytest.raises(ValueError, match='read-only'):
+        driver.thought.past_k[:] = 0
+
+
+def test_planning_and_reasoning_in_two_threads_do_not_disturb_each_other(driver):
+    plans, stop, wrong = {}, threading.Event(), []
+    for grey in (DARK, BRIGHT):
+        plans[grey] = driver.plan(look(grey), EGO, AHEAD).trajectory.xy.tobytes()
+
+    def reason():
+        while not stop.is_set():
+            text = whole_text(driver)
+            if text not in (bundles.DARK, bundles.BRIGHT):
+                wrong.append(text)
+
+    thread = threading.Thread(target=reason)
+    thread.start()
+    try:
+        for index in range(300):
+            grey = (DARK, BRIGHT)[index % 2]
+            assert driver.plan(look(grey), EGO, AHEAD).trajectory.xy.tobytes() == plans[grey]
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+    assert wrong == []
+
+
+def test_there_is_no_reasoning_before_a_plan_nor_after_a_reset(driver):
+    with pytest.raises(RuntimeError, match='before the first plan'):
+        driver.reason()
+    driver.plan(look(), EGO, AHEAD)
+    driver.reset()
+    with pytest.raises(RuntimeError, match='before the first plan'):
+        driver.reason()
+
+
+# ---- what is refused ----
+
+
+@pytest.mark.parametrize(
+    ('views', 'message'),
+    [
+        (look(names=('front', 'roof')), 'does not know roof, only front'),
+        (look(names=('front', 'front')), 'name a camera twice'),
+        (look(names=('back',)), 'anchor front is not among'),
+        (look(names=()), 'anchor front is not among'),
+        (look(rows=29), r'the image is \(116, 56\), but 2 views .* are \(112, 56\)'),
+        (look(time=float('nan')), 'time is nan'),
+        (dataclasses.replace(look(), image=np.zeros((112, 57, 3), np.uint8)), r'\(112, 57\)'),
+    ],
+)
+def test_malformed_views_are_named(driver, views, message):
+    with pytest.raises(ValueError, match=message):
+        driver.plan(views, EGO, AHEAD)
+
+
+@pytest.mark.parametrize('field', ['speed', 'acceleration', 'yaw_rate', 'since_stop'])
+def test_a_state_that_is_not_finite_is_named(driver, field):
+    with pytest.raises(ValueError, match=f'not finite: {field}'):
+        driver.plan(look(), dataclasses.replace(EGO, **{field: float('nan')}), AHEAD)
+
+
+def test_a_prompt_longer_than_the_bundle_takes_is_refused(tmp_path):
+    driver = Driver(bundles.make_bundle(tmp_path / 'known', max_prompt_tokens=20), threads=1)
+    with pytest.raises(ValueError, match=r'2 of them make \d+ tokens, known takes 20'):
+        driver.plan(look(), EGO, AHEAD)
+
+
+def test_a_network_gone_mad_never_plans(tmp_path):
+    mad = bundles.make_bundle(tmp_path / 'known', velocity_gain=float('nan'))
+    driver = Driver(mad, threads=1)
+    with pytest.raises(
+        FloatingPointError, match='known answered with numbers that are not finite'
+    ):
+        driver.plan(look(), EGO, AHEAD)
+    with pytest.raises(RuntimeError, match='before the first plan'):
+        driver.reason()
+
+
+def test_actions_beyond_training_are_clipped(tmp_path):
+    wild = Driver(bundles.make_bundle(tmp_path / 'known', velocity_gain=100.0), threads=1)
+    plan = wild.plan(look(), EGO, AHEAD)
+    assert np.abs(plan.trajectory.xy).max() <= 1.5 * bundles.REACH + 1e-6
