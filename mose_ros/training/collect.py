@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,9 @@ def _record(world: World, job: Job, config: Collect, out: Path, learner: Policy 
     scene = world.reset(job.family, job.seed)
     stride = config.stride * STEP
     behind = deque()  # frames that are written once it is known that no crash follows
-    writer = ClipWriter(out / job.name, seed=job.seed, quality=config.jpeg_quality)
+    writer = ClipWriter(
+        out / job.name, seed=job.seed, frame_dt=stride, quality=config.jpeg_quality
+    )
     started, written = time.monotonic(), 0
     try:
         while not world.outcome.done and scene.time < config.max_seconds:
@@ -216,7 +218,7 @@ def _record(world: World, job: Job, config: Collect, out: Path, learner: Policy 
             observation = world.observation()
             semantics = world.semantics() if config.semantics else None
             driven = drivers.choose(ideal, observation, scene, stride)
-            frame = {'expert': ideal, 'decision': expert.reason.cause, 'semantics': semantics}
+            frame = {'expert': ideal, 'decision': asdict(expert.reason), 'semantics': semantics}
             behind.append((scene, observation.images, frame))
             if len(behind) > BEFORE_CRASH / stride:
                 written += _write(writer, *behind.popleft())

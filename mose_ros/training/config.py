@@ -46,6 +46,8 @@ class Collect:
 class Data:
     """How samples are made of recorded frames."""
 
+    fixed_views: tuple[str, ...] = ('front',)  # looked at always; the first is the anchor
+    top_k: int = 1  # views that are looked at beside them
     frame_gap: float = 0.4  # s between the frames of a view
     future: str = (
         'expert'  # 'expert': the trajectory is its plan; 'driven': what was driven afterwards
@@ -54,9 +56,13 @@ class Data:
     validation_share: float = 0.04  # of clips
     seed: int = 0
     workers: int = 1  # processes that decode beside the training; 0 decodes in between
-    true_view: float = 0.84  # probability that the labelled camera is looked at
-    other_view: float = 0.10  # that another one is; the rest looks at the fixed views alone
-    lone_front: float = 0.02  # that all cameras but the anchor are missing
+    other_view: float = (
+        0.10  # probability that a view beside the fixed ones is not the labelled one
+    )
+    fixed_alone: float = 0.06  # of batches that look at the fixed views alone
+    cameras_missing: float = (
+        0.3  # of those: that all other cameras are missing, as with a single camera's video
+    )
     still: float = 0.05  # that the older frame equals the newer, as at the start of an episode
     photometric: float = 0.5  # that a picture is changed in brightness, contrast, noise, sharpness
     balance: float = 0.5  # 0 = as recorded, 1 = every (family, planning skill) equally often

@@ -5,10 +5,10 @@ exactly the samples that it would have seen. Pictures go through `core.vision` a
 """
 
 import json
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -16,7 +16,8 @@ from jaxtyping import Float, Int64
 from mose_ros.training import annotate
 from mose_ros.training.config import Data
 
-IGNORED = -100  # a target that no loss looks at
+UNKNOWN = -1  # a label that no loss looks at
+NO_TOKEN = -100  # a token that no loss looks at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Index:
         return len(self.clip)
 
     @classmethod
-    def load(cls, root: str | Path, model: Any) -> 'Index':
+    def load(cls, root: str | Path, model: DriverConfig) -> 'Index':
         """Read the labels of all annotated clips; ValueError when there are none or they belong to another model."""
         root = Path(root)
         names = tuple(sorted(path.parent.name for path in root.glob(f'*/{annotate.LABELS}')))
@@ -49,51 +50,37 @@ class Index:
             raise ValueError(
                 f'{root} holds no annotated clip; run `python -m mose_ros.training annotate` first'
             )
-        rows: dict[str, list] = {key: [] for key in _KEYS}
-        clip, shared = [], {}
+        records, clip = [], []
         for index, name in enumerate(names):
-            for line in (root / name / annotate.LABELS).read_text(encoding='utf-8').splitlines():
-                record = json.loads(line)
-                clip.append(index)
-                for key in _KEYS:
-                    value = record[key]
-                    rows[key].append(
-                        shared.setdefault(value, value) if isinstance(value, str) else value
-                    )
-        levels = model.levels
-        acting = list(model.action_skills)
-        try:
-            skills = [
-                [list(levels[level]).index(one[level]) for level in levels]
-                for one in rows['skills']
-            ]
-            action_skill = [
-                acting.index(one[list(levels)[-1]]) if one[list(levels)[-1]] in acting else IGNORED
-                for one in rows['skills']
-            ]
-        except (KeyError, ValueError) as error:
+            found = annotate.read_labels(root / name)
+            records += found
+            clip += [index] * len(found)
+        column = {key: [one[key] for one in records] for key in _KEYS}
+        trajectories = np.asarray(column['action'], np.float32)
+        if trajectories.shape[1:] != (model.action.horizon, 2):
             raise ValueError(
-                f'{root}: the labels name skills that the model does not have ({error}); annotate again'
-            ) from None
-        trajectories = np.asarray(rows['action'], np.float32)
-        if trajectories.shape[1:] != (model.horizon, 2):
-            raise ValueError(
-                f'{root}: trajectories of {trajectories.shape[1]} points, the model plans {model.horizon}; annotate again'
+                f'{root}: trajectories of {trajectories.shape[1]} points, the model plans '
+                f'{model.action.horizon}; annotate again'
             )
+        levels = model.mose.levels
+        skills = [
+            [place_of(one[level], levels[level]) for level in levels] for one in column['skills']
+        ]
+        acting = [place_of(one[list(levels)[-1]], model.action.skills) for one in column['skills']]
         return cls(
             root=root,
             clips=names,
             clip=np.asarray(clip),
-            frame=np.asarray(rows['frame']),
-            older=np.asarray(rows['older']),
-            camera=tuple(rows['camera']),
-            answer=tuple(rows['answer']),
-            proprio=np.asarray(rows['proprio'], np.float32),
+            frame=np.asarray(column['frame']),
+            older=np.asarray(column['older']),
+            camera=tuple(map(sys.intern, column['camera'])),
+            answer=tuple(map(sys.intern, column['answer'])),
+            proprio=np.asarray(column['proprio'], np.float32),
             action=trajectories,
             skills=np.asarray(skills),
-            action_skill=np.asarray(action_skill),
-            weight=np.asarray(rows['weight'], np.float32),
-            family=tuple(rows['family']),
+            action_skill=np.asarray(acting),
+            weight=np.asarray(column['weight'], np.float32),
+            family=tuple(map(sys.intern, column['family'])),
         )
 
     def split(self, validation: bool, config: Data) -> Int64[np.ndarray, 'M']:
@@ -103,11 +90,9 @@ class Index:
         held = np.isin(self.clip, order[:count])
         return np.flatnonzero(held if validation else ~held)
 
-    def chances(
-        self, frames: Int64[np.ndarray, 'M'], config: Data, levels: int
-    ) -> Float[np.ndarray, 'M']:
+    def chances(self, frames: Int64[np.ndarray, 'M'], config: Data) -> Float[np.ndarray, 'M']:
         """Return the probability of each frame to be drawn, balanced over (family, planning skill)."""
-        classes = [(self.family[i], int(self.skills[i, levels - 1])) for i in frames]
+        classes = [(self.family[i], int(self.skills[i, -1])) for i in frames]
         counts = Counter(classes)
         weights = np.asarray([counts[one] ** -config.balance for one in classes])
         weights = np.minimum(weights / weights.mean(), config.max_weight) * self.weight[frames]
@@ -125,3 +110,269 @@ _KEYS = (
     'weight',
     'family',
 )
+
+
+def place_of(name: str, names: Sequence[str]) -> int:
+    """Return where a name stands, or UNKNOWN."""
+    return list(names).index(name) if name in names else UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """Which sample: everything random about it follows from the numbers."""
+
+    frame: int  # of the index
+    views: int  # how many are looked at
+    numbers: tuple[int, ...] | None  # seed of its random choices; None: nothing is changed
+
+
+class Samples(torch.utils.data.Dataset):
+    """Makes the sample of a key."""
+
+    def __init__(self, index: Index, model: DriverConfig, config: Data):
+        self._index, self._model, self._config = index, model, config
+        self._tokenizer = Tokenizer.load(index.root / annotate.TOKENIZER)
+        known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
+        self._actions = annotate.normalizer(known, 'action')
+        self._states = annotate.normalizer(known, 'proprio')
+        self._candidates = [name for name in model.cameras if name not in config.fixed_views]
+
+    def __getitem__(self, key: Key) -> dict[str, np.ndarray]:
+        """Return the arrays of one sample, named as the fields of Batch."""
+        index, model, i = self._index, self._model, key.frame
+        random = None if key.numbers is None else np.random.default_rng(key.numbers)
+        alive = self._alive(key.views, random)
+        names = self._choose_views(i, key.views, alive, random)
+        newest, older = index.frame[i], index.older[i]
+        if random is not None and random.random() < self._config.still:
+            older = newest
+        look = Look.draw(random, self._config.photometric)
+        now = {name: self._picture(i, newest, name) for name in alive}
+        views = [
+            np.stack([now[name] if older == newest else self._picture(i, older, name), now[name]])
+            for name in names
+        ]
+        glance = model.glance
+        thumbnails, present = vision.glance(now, model.cameras, glance.width, glance.height)
+        thumbnails[present > 0] = look.recolour(thumbnails[present > 0])
+        camera = index.camera[i] if index.camera[i] in alive else ''
+        sample = {
+            'patches': np.stack([self._patches(view, look, random) for view in views]),
+            'proprio': self._states.encode(index.proprio[i]),
+            'action': self._actions.encode(index.action[i]),
+            'skills': index.skills[i],
+            'action_skill': index.action_skill[i],
+            'thumbnails': thumbnails,
+            'present': present,
+            'camera': np.int64(place_of(camera, model.cameras)),
+            **self._text(i, names),
+        }
+        if model.semantic_classes:
+            sample['semantics'] = np.stack([self._classes(i, name) for name in names])
+        return sample
+
+    def _alive(self, views: int, random) -> list[str]:
+        fixed = self._config.fixed_views
+        alone = views == len(fixed) and random is not None
+        if alone and random.random() < self._config.cameras_missing:
+            return list(fixed)
+        return list(self._model.cameras)
+
+    def _choose_views(self, i: int, views: int, alive, random) -> list[str]:
+        """Return the fixed views and the labelled one, or now and then others in its place."""
+        fixed, label = self._config.fixed_views, self._index.camera[i]
+        others = [name for name in self._candidates if name != label and name in alive]
+        chosen = [label] if label in self._candidates and label in alive else []
+        if random is not None:
+            others = [others[j] for j in random.permutation(len(others))]
+            if random.random() < self._config.other_view:
+                chosen = []
+        return [*fixed, *(chosen + others)[: views - len(fixed)]]
+
+    def _picture(self, i: int, frame: int, camera: str) -> UInt8[np.ndarray, 'H W 3']:
+        """Return a camera's picture at view size."""
+        index, view = self._index, self._model.vision
+        folder = index.root / index.clips[index.clip[i]] / 'camera' / f'rgb_{camera}'
+        image = _read(folder / f'{frame:05d}.jpg', cv2.IMREAD_COLOR_RGB)
+        return vision.resize(image, view.view_width, view.view_height)
+
+    def _patches(self, view: UInt8[np.ndarray, 'F H W 3'], look: 'Look', random):
+        values = look.recolour(vision.normalize(look.blur(view)), channels_last=True)
+        values = look.add_noise(values, random)
+        return vision.patchify(values, self._model.vision.patch, self._model.vision.merge)
+
+    def _classes(self, i: int, camera: str) -> Float[np.ndarray, 'N K']:
+        """Return the share of each class in each patch; zeros where no class picture was recorded."""
+        index, view, count = self._index, self._model.vision, self._model.semantic_classes
+        folder = index.root / index.clips[index.clip[i]] / 'camera' / f'semantic_{camera}'
+        path = folder / f'{index.frame[i]:05d}.png'
+        if not path.is_file():
+            return np.zeros((view.patches, count), np.float32)
+        image = _read(path, cv2.IMREAD_GRAYSCALE)
+        size = (view.view_width, view.view_height)
+        image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
+        one_hot = np.eye(count, dtype=np.float32)[image]
+        (rows, columns), patch, merge = view.grid, view.patch, view.merge
+        blocks = one_hot.reshape(rows, patch, columns, patch, count).mean(axis=(1, 3))
+        groups = blocks.reshape(rows // merge, merge, columns // merge, merge, count)
+        return groups.transpose(0, 2, 1, 3, 4).reshape(rows * columns, count)
+
+    def _text(self, i: int, names: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the tokens of question and answer, not padded yet."""
+        tokenizer, view = self._tokenizer, self._model.vision
+        grid = (view.grid[0] // view.merge, view.grid[1] // view.merge)
+        text = prompt.question(names, *_moment(self._index.proprio[i]))
+        question = tokenizer.encode_prompt(text, grid[0] * grid[1])
+        answer = np.asarray(tokenizer.encode(self._index.answer[i] + IM_END), np.int64)
+        places = prompt.rope_positions(question, tokenizer.image_id, grid)
+        following = places.max() + 1 + np.arange(len(answer))
+        return {
+            'input_ids': np.concatenate([question, answer]),
+            'labels': np.concatenate([np.full(len(question), NO_TOKEN), answer]),
+            'position_ids': np.concatenate([places, np.tile(following, (3, 1))], axis=1),
+            'prompt_lengths': np.int64(len(question)),
+        }
+
+
+def _read(path: Path, mode: int) -> np.ndarray:
+    image = cv2.imdecode(np.fromfile(path, np.uint8), mode)
+    if image is None:
+        raise ValueError(f'{path} is no picture; record the clip again or remove its folder')
+    return image
+
+
+def _moment(state: Float[np.ndarray, 'P']) -> tuple[EgoState, Guidance]:
+    """Return what a prompt says of the ego, from its proprioception."""
+    at = {name: float(value) for name, value in zip(action.PROPRIO, state, strict=True)}
+    command = next(one for one in COMMANDS if at[f'command_{one.value}'])
+    near, far = (np.array([at[f'{name}_x'], at[f'{name}_y']]) for name in ('near', 'far'))
+    ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=at['speed'])
+    return ego, Guidance(near=near, far=far, command=command)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """A mild change of a moment's pictures that moves nothing."""
+
+    gain: np.ndarray  # (3,) of the normalised colours
+    offset: np.ndarray  # (3,)
+    noise: float = 0.0  # standard deviation
+    sigma: float = 0.0  # of the blur, pixels
+
+    @classmethod
+    def draw(cls, random: np.random.Generator | None, probability: float) -> 'Look':
+        """Draw a change, or none with 1 - probability."""
+        if random is None or random.random() >= probability:
+            return cls(gain=np.ones(3, np.float32), offset=np.zeros(3, np.float32))
+        gain = random.uniform(0.85, 1.18) * random.uniform(0.97, 1.03, 3)
+        offset = random.uniform(-0.25, 0.25) + random.uniform(-0.05, 0.05, 3)
+        return cls(
+            gain=gain.astype(np.float32),
+            offset=offset.astype(np.float32),
+            noise=random.uniform(0.0, 0.08) if random.random() < 0.4 else 0.0,
+            sigma=random.uniform(0.4, 0.9) if random.random() < 0.3 else 0.0,
+        )
+
+    def blur(self, frames: UInt8[np.ndarray, 'F H W 3']) -> UInt8[np.ndarray, 'F H W 3']:
+        """Return the frames less sharp."""
+        if not self.sigma:
+            return frames
+        return np.stack([cv2.GaussianBlur(frame, (3, 3), self.sigma) for frame in frames])
+
+    def recolour(self, values: np.ndarray, channels_last: bool = False) -> np.ndarray:
+        """Return normalised pictures brighter or darker, with more or less contrast."""
+        shape = (3,) if channels_last else (3, 1, 1)
+        return values * self.gain.reshape(shape) + self.offset.reshape(shape)
+
+    def add_noise(self, values: np.ndarray, random) -> np.ndarray:
+        """Return normalised pictures with the noise of a sensor."""
+        if not self.noise:
+            return values
+        return values + self.noise * random.standard_normal(values.shape, dtype=np.float32)
+
+
+def collate(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
+    """Join samples of equally many views into a batch; texts are padded on the right."""
+    lengths = [len(one['input_ids']) for one in samples]
+    total = max(lengths)
+
+    def padded(name: str, value: int) -> torch.Tensor:
+        rows = [
+            np.pad(
+                one[name],
+                [*[(0, 0)] * (one[name].ndim - 1), (0, total - length)],
+                constant_values=value,
+            )
+            for one, length in zip(samples, lengths, strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows, axis=-2).astype(np.int64))
+
+    stacked = {
+        name: torch.from_numpy(np.stack([one[name] for one in samples]))
+        for name in samples[0]
+        if name not in ('input_ids', 'labels', 'position_ids')
+    }
+    mask = torch.arange(total) < torch.tensor(lengths)[:, None]
+    return Batch(
+        input_ids=padded('input_ids', 0),
+        labels=padded('labels', NO_TOKEN),
+        position_ids=padded('position_ids', 0),
+        attention_mask=mask.long(),
+        **stacked,
+    )
+
+
+class Order(torch.utils.data.Sampler):
+    """The keys of each batch from a step on: the same after a stop as without one."""
+
+    def __init__(
+        self, index: Index, config: Data, *, seed: int, batch: int, start: int, stop: int
+    ):
+        self._frames = index.split(validation=False, config=config)
+        self._edges = np.cumsum(index.chances(self._frames, config))
+        self._config, self._seed, self._batch = config, seed, batch
+        self._start, self._stop = start, stop
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        fixed = len(self._config.fixed_views)
+        for step in range(self._start, self._stop):
+            random = np.random.default_rng([self._seed, step])
+            alone = random.random() < self._config.fixed_alone
+            views = fixed if alone else fixed + self._config.top_k
+            places = np.searchsorted(self._edges, random.random(self._batch) * self._edges[-1])
+            yield [
+                Key(frame=int(self._frames[place]), views=views, numbers=(self._seed, step, slot))
+                for slot, place in enumerate(places)
+            ]
+
+
+def validation_keys(index: Index, config: Data, count: int, batch: int) -> list[list[Key]]:
+    """Return batches of evenly spaced, unchanged frames of the validation clips."""
+    frames = index.split(validation=True, config=config)
+    if not len(frames):
+        return []
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
+    views = len(config.fixed_views) + config.top_k
+    keys = [Key(frame=int(frame), views=views, numbers=None) for frame in chosen]
+    return [keys[start : start + batch] for start in range(0, len(keys), batch)]
+
+
+def load(samples: Samples, batches, workers: int) -> torch.utils.data.DataLoader:
+    """Return the loader of these batches; with workers, in as many processes beside this one."""
+    return torch.utils.data.DataLoader(
+        samples,
+        batch_sampler=batches,
+        collate_fn=collate,
+        num_workers=workers,
+        multiprocessing_context='fork' if workers else None,
+        prefetch_factor=3 if workers else None,
+        worker_init_fn=_quiet if workers else None,
+    )
+
+
+def _quiet(_: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

@@ -1,0 +1,215 @@
+"""Label recorded clips: for each frame skills, camera, answer and trajectory in `labels.jsonl`, and what is known of the whole in `dataset.json`.
+
+The labels themselves come from the rules of `data`; here is the fan-out, the resuming, and what follows from all clips
+together: the vocabulary and the normalisers of actions and proprioception.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mose_ros.core import action, prompt
+from mose_ros.core.action import Normalizer
+from mose_ros.core.rig import CAMERAS
+from mose_ros.core.skills import LEVELS
+from mose_ros.core.types import COMMANDS, EgoState, Guidance
+from mose_ros.data import narration, rules
+from mose_ros.data.clips import ClipReader, find_clips
+from mose_ros.training.collect import fan_out
+from mose_ros.training.config import Data, digest, resolve, write_json, write_text
+
+_LOG = logging.getLogger(__name__)
+LABELS = 'labels.jsonl'
+DATASET = 'dataset.json'
+TOKENIZER = 'tokenizer.json'
+STANDING_SECONDS = 4.0  # a car at rest for longer shows little new
+_CHUNK = 16  # clips of one job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What the labels must fit: the shape of the trajectory and how frames are chosen."""
+
+    horizon: int
+    dt: float
+    data: Data
+
+    @property
+    def version(self) -> str:
+        """Return a hash of all that a clip's labels depend on beside the clip and the rules."""
+        part = {key: getattr(self.data, key) for key in ('frame_gap', 'future', 'standing_weight')}
+        return digest([self.horizon, self.dt, part])
+
+
+def annotate(root: str | Path, target: Target, *, processes: int = 2, bar: bool = True) -> dict:
+    """Label every clip that has no labels of this target yet; return what dataset.json then holds.
+
+    Clips that can't be read are skipped, named in the log and in dataset.json, and counted.
+    """
+    root = Path(root)
+    folders = list(find_clips(root))
+    if not folders:
+        raise ValueError(f'{root} holds no clip; run `python -m mose_ros.training collect` first')
+    todo = [folder for folder in folders if _version(folder) != target.version]
+    chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
+    skipped = {}
+    with tqdm(total=len(todo), desc='annotate', unit='clip', disable=not bar) as progress:
+        for results in fan_out(_annotate_clips, [(chunk, target) for chunk in chunks], processes):
+            for name, error in results:
+                if error:
+                    skipped[name] = error
+                    _LOG.warning('skipped %s: %s', name, error)
+            progress.update(len(results))
+    labelled = [folder for folder in folders if folder.name not in skipped]
+    data = _summarise(root, labelled, target, skipped)
+    prompt.word_tokenizer(vocabulary()).save(str(root / f'{TOKENIZER}.partial'))
+    (root / f'{TOKENIZER}.partial').replace(root / TOKENIZER)
+    write_json(root / DATASET, data)
+    return data
+
+
+def vocabulary() -> list[str]:
+    """Return texts that hold every word of questions and answers."""
+    ego = EgoState(x=0, y=0, yaw=0, speed=0)
+    sides = (np.array([1.0, 1.0]), np.array([1.0, -1.0]))
+    questions = [
+        prompt.question(CAMERAS, ego, Guidance(near=side, far=side, command=command))
+        for side in sides
+        for command in COMMANDS
+    ]
+    return [*questions, *narration.all_words(), prompt.answer(dict.fromkeys(LEVELS, ''))]
+
+
+def _version(folder: Path) -> str:
+    path = folder / LABELS
+    if not path.is_file():
+        return ''
+    with path.open(encoding='utf-8') as file:
+        return json.loads(file.readline()).get('version', '')
+
+
+def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[str, str]]:
+    results = []
+    for folder in folders:
+        try:
+            lines = [json.dumps({'version': target.version})]
+            lines += [json.dumps(one) for one in _annotate(ClipReader(folder), target)]
+            write_text(folder / LABELS, '\n'.join(lines) + '\n')
+            results.append((folder.name, ''))
+        except ValueError as error:
+            results.append((folder.name, str(error)))
+    return results
+
+
+def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
+    """Return the labels of a clip's frames; frames without a trajectory are left out."""
+    scenes = [clip.scene(index) for index in range(len(clip))]
+    times = np.array([scene.time for scene in scenes])
+    records, standing = [], 0.0
+    for index, scene in enumerate(scenes):
+        standing = standing + times[index] - times[max(index - 1, 0)]
+        if abs(scene.ego.speed) > 0.1:
+            standing = 0.0
+        xy = _trajectory(clip, index, target)
+        if xy is None:
+            continue
+        label = rules.label(
+            scene, expert=clip.expert_trajectory(index), decision=clip.decision(index)
+        )
+        older = int(np.argmin(np.abs(times - (scene.time - target.data.frame_gap))))
+        near_enough = abs(times[index] - times[older] - target.data.frame_gap) < 0.06
+        records.append(
+            {
+                'frame': index,
+                'older': older if near_enough else index,
+                'family': scene.family,
+                'camera': label.camera,
+                'skills': dict(label.skills),
+                'answer': narration.tell(label),
+                'action': np.round(xy, 3).tolist(),
+                'proprio': np.round(action.proprio(scene.ego, scene.guidance), 4).tolist(),
+                'weight': target.data.standing_weight if standing > STANDING_SECONDS else 1.0,
+            }
+        )
+    return records
+
+
+def _trajectory(clip: ClipReader, index: int, target: Target):
+    """Return the points (H, 2) of the frame's target, resampled to its time step; None where the clip has none."""
+    if target.data.future == 'driven':
+        found = clip.future_trajectory(index, target.horizon, target.dt)
+        return None if found is None else found.xy
+    found = clip.expert_trajectory(index)
+    if found is None:
+        raise ValueError(
+            f'{clip.folder} has no plans of an expert; annotate with --set data.future=driven'
+        )
+    times = target.dt * np.arange(1, target.horizon + 1)
+    known = np.concatenate([[0.0], found.times()])
+    if times[-1] > known[-1] + 1e-6:
+        raise ValueError(
+            f'{clip.folder} holds plans of {known[-1]:.1f} s, the model plans {times[-1]:.1f} s'
+        )
+    points = np.vstack([np.zeros((1, 2)), found.xy])
+    return np.stack([np.interp(times, known, points[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _summarise(root: Path, folders: Sequence[Path], target: Target, skipped) -> dict[str, Any]:
+    """Count the labels of all clips and fit the normalisers."""
+    counts: dict[str, Counter] = {'family': Counter(), 'camera': Counter()}
+    trajectories, states, frames = [], [], 0
+    for folder in folders:
+        for record in read_labels(folder):
+            frames += 1
+            counts['family'][record['family']] += 1
+            counts['camera'][record['camera']] += 1
+            for level, skill in record['skills'].items():
+                counts.setdefault(level, Counter())[skill] += 1
+            trajectories.append(record['action'])
+            states.append(record['proprio'])
+    if not frames:
+        raise ValueError(f'{root}: none of {len(skipped)} clips could be labelled; see the log')
+    actions = Normalizer.fit(np.asarray(trajectories, np.float32))
+    proprio = _fit_proprio(np.asarray(states, np.float32))
+    return {
+        'clips': len(folders),
+        'frames': frames,
+        'counts': {name: dict(sorted(count.items())) for name, count in counts.items()},
+        'skipped': skipped,
+        'dt': target.dt,
+        'data': resolve(target.data),
+        'action_low': actions.low.tolist(),
+        'action_high': actions.high.tolist(),
+        'proprio': list(action.PROPRIO),
+        'proprio_low': proprio.low.tolist(),
+        'proprio_high': proprio.high.tolist(),
+    }
+
+
+def _fit_proprio(states) -> Normalizer:
+    """Fit percentiles; a one-hot keeps 0 to 1, however rare it is."""
+    fitted = Normalizer.fit(states, percent=0.2, margin=0.05)
+    flags = np.array([name.startswith('command_') for name in action.PROPRIO])
+    return Normalizer(
+        np.where(flags, 0, fitted.low).astype(np.float32),
+        np.where(flags, 1, fitted.high).astype(np.float32),
+    )
+
+
+def read_labels(folder: Path) -> list[dict[str, Any]]:
+    """Return the records of a clip's labels."""
+    lines = (folder / LABELS).read_text(encoding='utf-8').splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def normalizer(dataset: Mapping[str, Any], name: str) -> Normalizer:
+    """Return the normaliser `action` or `proprio` of a dataset.json."""
+    low, high = (np.asarray(dataset[f'{name}_{end}'], np.float32) for end in ('low', 'high'))
+    return Normalizer(low, high)
