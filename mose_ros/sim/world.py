@@ -52,6 +52,11 @@ class World:
         self._physics = Physics()
         self._episode: Episode | None = None
 
+    @property
+    def route(self) -> Float[np.ndarray, 'N 2']:
+        """Return the way of the whole episode, world frame; beyond its end it goes straight on."""
+        return self._episode.route.xy
+
     def reset(self, family: str, seed: int) -> Scene:
         """Make the episode of a family and seed; ValueError for an unknown family or a seed out of range."""
         if family not in FAMILIES:

@@ -1,0 +1,181 @@
+"""The node that thinks: views in; trajectory and skill chain out at once, the reasoning text after them."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+from nav_msgs.msg import Path
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+from visualization_msgs.msg import MarkerArray
+
+from mose_ros.core.types import Plan
+from mose_ros.engine.driver import Driver, Thought
+from mose_ros.nodes import conversions, markers
+from mose_ros.nodes.bearings import Bearings, NotReady
+from mose_ros.nodes.lifecycle import ERROR, OK, WARN, ManagedNode, NodeParameters, main
+from mose_ros.nodes.parameters import parameter
+from mose_ros.nodes.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverParameters(NodeParameters):
+    """Parameters of the driver."""
+
+    bundle: str = parameter('models/mose-tiny', 'folder of the exported bundle')
+    backend: str = parameter(
+        'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
+    )
+    threads: int = parameter(1, 'threads of one inference', minimum=1, maximum=64)
+    base_frame: str = parameter('ego_vehicle', 'frame of the trajectory: the vehicle')
+    odometry_tolerance_s: float = parameter(
+        0.15, 'odometry this near to the views serves', minimum=0.0, maximum=1.0
+    )
+    max_age_s: float = parameter(
+        0.3, 'plans older than that are not published', minimum=0.01, maximum=10.0, live=True
+    )
+    reasoning: bool = parameter(True, 'put plans into words', live=True)
+    reasoning_period_s: float = parameter(
+        1.0, 'begin a new text at most this often', minimum=0.0, maximum=60.0, live=True
+    )
+    reasoning_cancel: bool = parameter(
+        False, 'break a text off when its time for a new one has come', live=True
+    )
+    reasoning_nice: int = parameter(
+        5, 'niceness of the thread that writes the text', minimum=0, maximum=19
+    )
+
+
+class DriverNode(ManagedNode):
+    """Plans for each views message; a second thread says why."""
+
+    def __init__(self, **options):
+        super().__init__('driver', DriverParameters, **options)
+        self._planner = self._speaker = self._bearings = self._subscription = None
+
+    def configure(self) -> None:
+        p = self.parameters
+        self._driver = Driver(p.bundle, backend=p.backend, threads=p.threads)
+        manifest = self._driver.manifest
+        self.get_logger().info(
+            f'bundle {manifest.name}, {manifest.precision}, commit {manifest.commit[:12] or "?"}'
+        )
+        publish, depth = self.create_lifecycle_publisher, QoSProfile(depth=2)
+        self._trajectory = publish(MultiDOFJointTrajectory, 'trajectory', depth)
+        self._path = publish(Path, 'path', depth)
+        self._skills = publish(String, 'skills', depth)
+        self._reasoning = publish(String, 'reasoning', QoSProfile(depth=5))
+        self._partial = publish(String, 'reasoning_partial', QoSProfile(depth=5))
+        self._markers = publish(MarkerArray, 'markers', depth)
+        self._last, self._sentence, self._spoke = -1.0, '', -1e9
+        self._is_idle = threading.Event()  # no plan is being made
+        self._is_idle.set()
+        self._bearings = Bearings(self, p.odometry_tolerance_s)
+        self._planner = Worker('plan', self._plan, self._failed)
+        self._speaker = Worker('speak', self._speak, self._speechless, nice=p.reasoning_nice)
+        self._subscription = self.create_subscription(Image, 'views', self._on_views, depth)
+
+    def deactivate(self) -> None:
+        if self._planner:
+            self._planner.clear()
+            self._speaker.clear()
+            self._is_idle.set()
+
+    def cleanup(self) -> None:
+        if self._subscription:
+            self.destroy_subscription(self._subscription)
+            self._bearings.close()
+        for worker in (self._planner, self._speaker):
+            if worker:
+                worker.close()
+        self._driver = self._planner = self._speaker = self._bearings = self._subscription = None
+
+    def _on_views(self, msg: Image) -> None:
+        if not self.is_active:
+            return
+        stamp = conversions.seconds(msg.header.stamp)
+        if stamp == self._last:
+            self.report('views', WARN, 'the same stamp twice, ignored')
+            return
+        if stamp < self._last:
+            self.report('time', WARN, f'went back by {self._last - stamp:.3f} s: all is forgotten')
+            self._bearings.clear()
+        self._last = stamp
+        self._planner.offer(msg)
+
+    def _plan(self, msg: Image) -> None:
+        """Answer one views message; runs in the planning thread."""
+        p, started = self.parameters, time.perf_counter()
+        self._is_idle.clear()
+        try:
+            views = conversions.views_from_msg(msg)
+            input_age = self.now() - views.time
+            self._bearings.wait(views.time, 0.01)
+            plan = self._driver.plan(views, *self._bearings.at(views.time))
+            age = self.now() - views.time
+            if age > p.max_age_s:
+                self.report('plan', WARN, f'{age:.2f} s old, not published')
+                return
+            if not self.is_active:
+                return
+            self._publish(plan, msg.header.stamp)
+        finally:
+            self._is_idle.set()
+        self.report('plan', OK, 'published')
+        self.debug(
+            input_age_ms=1e3 * input_age,
+            pipeline_latency_ms=1e3 * age,
+            processing_time_ms=1e3 * (time.perf_counter() - started),
+            **{f'{stage}_ms': ms for stage, ms in plan.timings_ms.items()},
+        )
+        self._offer_thought()
+
+    def _publish(self, plan: Plan, stamp) -> None:
+        frame = self.parameters.base_frame
+        msg = conversions.trajectory_to_msg(plan.trajectory, stamp, frame)
+        self._trajectory.publish(msg)  # before all else: it is what the car waits for
+        self._skills.publish(conversions.skills_to_msg(plan))
+        if self._path.get_subscription_count():
+            self._path.publish(conversions.trajectory_to_path(plan.trajectory, stamp, frame))
+        if self._markers.get_subscription_count():
+            self._markers.publish(markers.plan_to_msg(plan, self._sentence, stamp, frame))
+
+    def _offer_thought(self) -> None:
+        p, now = self.parameters, time.monotonic()
+        due = now - self._spoke >= p.reasoning_period_s
+        if p.reasoning and due and (p.reasoning_cancel or not self._speaker.busy):
+            self._spoke = now
+            self._speaker.offer(self._driver.thought)
+
+    def _speak(self, thought: Thought) -> None:
+        """Write the text about one plan; runs in the slower thread, which stands aside while a plan is being made."""
+        driver, text = self._driver, ''
+
+        def cancel() -> bool:
+            self._is_idle.wait(0.2)
+            overdue = time.monotonic() - self._spoke >= self.parameters.reasoning_period_s
+            return not self.is_active or (self.parameters.reasoning_cancel and overdue)
+
+        for text in driver.reason(thought, cancel=cancel):
+            self._partial.publish(String(data=text))
+        if text and self.is_active:
+            self._sentence = text
+            self._reasoning.publish(String(data=text))
+            self.report('reasoning', OK, 'published')
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, NotReady):
+            self.report('plan', WARN, f'none: {error}')
+        elif isinstance(error, ValueError | FloatingPointError):
+            self.report('plan', ERROR, f'none: {error}')
+        else:
+            self.report('plan', ERROR, f'none: {type(error).__name__}: {error}')
+
+    def _speechless(self, error: Exception) -> None:
+        self.report('reasoning', WARN, f'none: {type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    main(DriverNode)

@@ -1,0 +1,238 @@
+"""The managed node that all nodes of mose_ros are: lifecycle with autostart, heartbeat, diagnostics, throttled logs.
+
+A node says what happens in `configure`, `activate`, `deactivate` and `cleanup`; they may raise. rclpy swallows exceptions of
+transitions, so they are logged and reported here. Knows nothing of driving.
+"""
+
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rcl_interfaces.msg import SetParametersResult
+from rclpy import lifecycle
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Float64, Header
+
+from mose_ros.nodes.conversions import to_stamp
+from mose_ros.nodes.parameters import changed, declare, parameter
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+NEWEST = QoSProfile(depth=1)  # reliable, volatile
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+HEARTBEAT_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeParameters:
+    """What every node has."""
+
+    autostart: bool = parameter(True, 'configure and activate without being asked')
+    log_period_s: float = parameter(
+        2.0, 'the same complaint is logged once in so many seconds', minimum=0.0, live=True
+    )
+
+
+class ManagedNode(lifecycle.Node):
+    """A lifecycle node with the habits of this package."""
+
+    def __init__(self, name: str, kind: type[NodeParameters], **options):
+        super().__init__(name, **options)
+        self.parameters = declare(self, kind)
+        self.state = 'unconfigured'
+        self._health: dict[str, DiagnosticStatus] = {}
+        self._logged: dict[str, float] = {}
+        self._heartbeat = self.create_publisher(Header, '~/heartbeat', 10)
+        self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
+        self._debug: dict[str, object] = {}
+        self.create_timer(HEARTBEAT_S, self._beat)
+        self.create_timer(1.0, self._publish_health)
+        self.add_on_set_parameters_callback(self._set_parameters)
+        self._autostart = (
+            self.create_timer(0.0, self._start) if self.parameters.autostart else None
+        )
+
+    # ---- what nodes fill in ----
+
+    def configure(self) -> None:
+        """Load, open, subscribe; whatever takes long or can fail."""
+
+    def activate(self) -> None:
+        """Begin to answer."""
+
+    def deactivate(self) -> None:
+        """Fall silent."""
+
+    def cleanup(self) -> None:
+        """Give back what `configure` took, as far as it got; may be called more than once."""
+
+    def may_activate(self) -> bool:
+        """Say whether autostart may go from configured to active."""
+        return True
+
+    # ---- what nodes use ----
+
+    @property
+    def is_active(self) -> bool:
+        """Say whether outputs are wanted."""
+        return self.state == 'active'
+
+    def now(self) -> float:
+        """Return the node's clock in seconds: wall time, or simulation time with use_sim_time."""
+        return self.get_clock().now().nanoseconds * 1e-9
+
+    def report(self, what: str, level: bytes, message: str, **values) -> None:
+        """Set the health of one aspect of the node: a diagnostic at once when it changes, and a log line when it is bad."""
+        status = DiagnosticStatus(level=level, message=message, hardware_id='mose_ros')
+        status.name = f'{self.get_fully_qualified_name().lstrip("/")}: {what}'
+        status.values = [KeyValue(key=key, value=str(value)) for key, value in values.items()]
+        before = self._health.get(what)
+        self._health[what] = status
+        is_news = before is None or (before.level, before.message) != (level, message)
+        if level != OK:
+            self.log(what, message, error=level == ERROR)
+        elif before is not None and before.level != OK:
+            self.get_logger().info(f'{what}: {message}')
+        if is_news and (level != OK or before is not None):
+            self._publish_health()
+
+    def log(self, key: str, message: str, *, error: bool = False) -> None:
+        """Log a complaint, each key at most once per `log_period_s`."""
+        now = time.monotonic()
+        if now - self._logged.get(key, -1e9) < self.parameters.log_period_s:
+            return
+        self._logged[key] = now
+        logger = self.get_logger()
+        logger.error(f'{key}: {message}') if error else logger.warning(f'{key}: {message}')
+
+    def debug(self, **milliseconds: float) -> None:
+        """Publish figures as debug/<name>, in milliseconds."""
+        for name, value in milliseconds.items():
+            if name not in self._debug:
+                topic = f'~/debug/{name}'
+                self._debug[name] = self.create_publisher(Float64, topic, SENSOR)
+            self._debug[name].publish(Float64(data=float(value)))
+
+    def guarded(self, what: str, callback: Callable) -> Callable:
+        """Wrap a callback: bad input is reported under `what` and ignored; nothing else of the node is touched."""
+
+        def call(msg):
+            try:
+                callback(msg)
+            except ValueError as error:
+                self.report(what, ERROR, str(error))
+
+        return call
+
+    def close(self) -> None:
+        """Leave in order, from any state."""
+        for step in (self.deactivate, self.cleanup):
+            try:
+                step()
+            except Exception:
+                self.get_logger().error(traceback.format_exc())
+        self.state = 'finalized'
+
+    # ---- the machinery ----
+
+    def on_configure(self, state):
+        return self._transition(
+            'configure', self.configure, super().on_configure, state, 'inactive'
+        )
+
+    def on_activate(self, state):
+        return self._transition('activate', self.activate, super().on_activate, state, 'active')
+
+    def on_deactivate(self, state):
+        self.state = 'inactive'  # at once: callbacks of other threads look at it
+        return self._transition(
+            'deactivate', self.deactivate, super().on_deactivate, state, 'inactive'
+        )
+
+    def on_cleanup(self, state):
+        return self._transition('cleanup', self.cleanup, super().on_cleanup, state, 'unconfigured')
+
+    def on_shutdown(self, state):
+        self.close()
+        return TransitionCallbackReturn.SUCCESS
+
+    def on_error(self, state):
+        self.close()
+        self.state = 'unconfigured'
+        return TransitionCallbackReturn.SUCCESS
+
+    def _transition(self, name, own, inherited, state, target) -> TransitionCallbackReturn:
+        started = time.perf_counter()
+        try:
+            own()
+            if inherited(state) != TransitionCallbackReturn.SUCCESS:
+                raise RuntimeError(f'a publisher refused to {name}')
+        except Exception as error:
+            expected = isinstance(error, ValueError | OSError)
+            detail = str(error) if expected else traceback.format_exc()
+            self.report('lifecycle', ERROR, f'{name} failed: {error}')
+            self.get_logger().error(f'{name} failed: {detail}')
+            if name == 'configure':
+                self.cleanup()
+            return TransitionCallbackReturn.FAILURE
+        self.state = target
+        took = time.perf_counter() - started
+        self.report('lifecycle', OK, f'{target}')
+        self.get_logger().info(f'{name}: now {target}, after {took:.2f} s')
+        return TransitionCallbackReturn.SUCCESS
+
+    def _start(self) -> None:
+        if self.state == 'unconfigured':
+            if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
+                self.destroy_timer(self._autostart)
+                return
+            self._autostart.timer_period_ns = int(0.05e9)
+        if self.state == 'inactive' and self.may_activate():
+            self.trigger_activate()
+        if self.state == 'active':
+            self.destroy_timer(self._autostart)
+
+    def _beat(self) -> None:
+        self._heartbeat.publish(Header(stamp=to_stamp(self.now()), frame_id=self.state))
+
+    def _publish_health(self) -> None:
+        msg = DiagnosticArray(status=list(self._health.values()))
+        msg.header.stamp = to_stamp(self.now())
+        self._diagnostics.publish(msg)
+
+    def _set_parameters(self, given) -> SetParametersResult:
+        try:
+            self.parameters = changed(self.parameters, {one.name: one.value for one in given})
+        except ValueError as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        return SetParametersResult(successful=True)
+
+
+def main(make_node: Callable[[], ManagedNode], args: list[str] | None = None) -> None:
+    """Run one node in this process until it is told to end; exit code 2 with one clear line for bad parameters."""
+    try:
+        rclpy.init(args=args)
+        node = make_node()
+    except Exception as error:
+        rclpy.try_shutdown()
+        if not isinstance(error, ValueError) and not type(error).__name__.startswith('RCL'):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(2)
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    try:
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    finally:
+        node.close()
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.try_shutdown()

@@ -1,0 +1,137 @@
+"""A VehicleCommand in the words of each vehicle that we can drive: the controller's backends.
+
+    backend    message                            topic (relative to the namespace, or CARLA's)
+    sim        sensor_msgs/JointState             vehicle_command
+    carla      carla_msgs/CarlaEgoVehicleControl  /carla/<role>/vehicle_control_cmd
+    ackermann  ackermann_msgs/AckermannDrive      /carla/<role>/ackermann_cmd
+    twist      geometry_msgs/Twist                /carla/<role>/twist
+
+Why JointState for our own simulator: of the messages that every ROS has, it is the stamped one whose values carry their names,
+so that `ros2 topic echo` explains itself: name [steer, throttle, brake], position [-1..1 left, 0..1, 0..1].
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from builtin_interfaces.msg import Time
+from geometry_msgs.msg import Twist
+from sensor_msgs.msg import JointState
+from std_msgs.msg import Header
+
+from mose_ros.core.control import VehicleModel
+from mose_ros.core.types import VehicleCommand
+
+BACKENDS = ('sim', 'carla', 'ackermann', 'twist')
+ACTUATORS = ('steer', 'throttle', 'brake')
+COASTING_MPS = (
+    0.01  # carla_twist_to_control: throttle is min(linear.x, 10) / 10, all zero is a full brake
+)
+BRAKE_DEAD_BAND = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where the commands go, and how they are filled: to_msg(command, speed, stamp)."""
+
+    topic: str
+    kind: type
+    to_msg: Callable[[VehicleCommand, float, Time], Any]
+
+
+def open_backend(name: str, role: str, model: VehicleModel) -> Backend:
+    """Return a backend; ValueError for an unknown one or one whose message package is not installed."""
+    if name == 'sim':
+        return Backend(topic='vehicle_command', kind=JointState, to_msg=joint_state)
+    if name == 'twist':
+        return Backend(topic=f'/carla/{role}/twist', kind=Twist, to_msg=TwistPulses(model))
+    if name == 'carla':
+        try:
+            from carla_msgs.msg import CarlaEgoVehicleControl
+        except ImportError:
+            raise ValueError(_missing('carla', 'carla_msgs', 'ros-carla-msgs')) from None
+        return Backend(
+            topic=f'/carla/{role}/vehicle_control_cmd',
+            kind=CarlaEgoVehicleControl,
+            to_msg=lambda command, _, stamp: carla_control(CarlaEgoVehicleControl, command, stamp),
+        )
+    if name == 'ackermann':
+        try:
+            from ackermann_msgs.msg import AckermannDrive
+        except ImportError:
+            package = 'ros-$ROS_DISTRO-ackermann-msgs'
+            raise ValueError(_missing('ackermann', 'ackermann_msgs', package)) from None
+        return Backend(
+            topic=f'/carla/{role}/ackermann_cmd',
+            kind=AckermannDrive,
+            to_msg=lambda command, speed, _: ackermann(AckermannDrive, command, speed, model),
+        )
+    raise ValueError(f'unknown control backend {name!r}; choose one of {", ".join(BACKENDS)}')
+
+
+def joint_state(command: VehicleCommand, speed: float, stamp: Time) -> JointState:
+    """Fill the simulator's command."""
+    values = [float(getattr(command, name)) for name in ACTUATORS]
+    return JointState(header=Header(stamp=stamp), name=list(ACTUATORS), position=values)
+
+
+def command_from_joint_state(msg: JointState) -> VehicleCommand:
+    """Read the simulator's command; ValueError unless it is complete, finite and within its ranges."""
+    if sorted(msg.name) != sorted(ACTUATORS) or len(msg.position) != len(ACTUATORS):
+        raise ValueError(f'a command has {", ".join(ACTUATORS)}, not {list(msg.name)[:5]}')
+    values = dict(zip(msg.name, msg.position, strict=True))
+    for name, value in values.items():
+        low = -1.0 if name == 'steer' else 0.0
+        if not (math.isfinite(value) and low <= value <= 1.0):
+            raise ValueError(f'{name} {value} is not in {low:.0f}..1')
+    return VehicleCommand(**values)
+
+
+def carla_control(kind: type, command: VehicleCommand, stamp: Time):
+    """Fill CARLA's own control; its steering is positive to the right."""
+    msg = kind()
+    msg.header.stamp = stamp
+    msg.steer = -float(command.steer)
+    msg.throttle, msg.brake = float(command.throttle), float(command.brake)
+    return msg
+
+
+def ackermann(kind: type, command: VehicleCommand, speed: float, model: VehicleModel):
+    """Fill an Ackermann drive: wheel angle to the left, and the speed that this acceleration gives in a second."""
+    acceleration = model.throttle_gain * command.throttle - model.brake_gain * command.brake
+    acceleration = max(acceleration, -model.max_deceleration)
+    msg = kind()
+    msg.steering_angle = float(command.steer * model.max_steer)
+    msg.speed = float(max(0.0, speed + acceleration))
+    msg.acceleration = float(acceleration)
+    return msg
+
+
+class TwistPulses:
+    """Fill what carla_twist_to_control understands: throttle as linear.x / 10, the wheel angle as angular.z.
+
+    Its only brake is the all-zero twist, which brakes fully; a softer brake is given as pulses of it, as many of the
+    messages as the brake is strong.
+    """
+
+    def __init__(self, model: VehicleModel):
+        self._model = model
+        self._debt = 0.0
+
+    def __call__(self, command: VehicleCommand, speed: float, stamp: Time) -> Twist:
+        self._debt = self._debt + command.brake if command.brake > BRAKE_DEAD_BAND else 0.0
+        if self._debt >= 1.0 or command.brake >= 0.99:
+            self._debt = max(0.0, self._debt - 1.0)
+            return Twist()
+        msg = Twist()
+        msg.linear.x = max(10.0 * float(command.throttle), COASTING_MPS)
+        msg.angular.z = float(command.steer * self._model.max_steer)
+        return msg
+
+
+def _missing(backend: str, module: str, package: str) -> str:
+    return (
+        f"control backend '{backend}' needs {module}, which is not installed: install {package}, "
+        "or choose another backend ('twist' needs nothing)"
+    )

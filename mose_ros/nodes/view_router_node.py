@@ -1,0 +1,203 @@
+"""The node that looks: newest frame of each camera in, the views worth a full look out."""
+
+import threading
+import time
+from dataclasses import dataclass
+
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import Float32MultiArray
+
+from mose_ros.core.rig import CAMERAS
+from mose_ros.engine.view_router import MODES, ViewRouter
+from mose_ros.nodes import conversions, images
+from mose_ros.nodes.bearings import Bearings, NotReady
+from mose_ros.nodes.lifecycle import ERROR, OK, SENSOR, WARN, ManagedNode, NodeParameters, main
+from mose_ros.nodes.parameters import parameter
+from mose_ros.nodes.worker import Worker
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewRouterParameters(NodeParameters):
+    """Parameters of the view router."""
+
+    bundle: str = parameter('models/mose-tiny', 'folder of the exported bundle')
+    backend: str = parameter(
+        'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
+    )
+    threads: int = parameter(1, 'threads of one inference', minimum=1, maximum=64)
+    mode: str = parameter('learned', 'how candidate views are chosen', choices=MODES)
+    force_view: str = parameter('', 'a camera that is always looked at')
+    cameras: tuple[str, ...] = parameter(CAMERAS, 'names of the cameras that there are')
+    camera_topic: str = parameter(
+        '/carla/ego_vehicle/{camera}/image', 'topic of a camera; {camera} is its name'
+    )
+    camera_topics: tuple[str, ...] = parameter(
+        (), 'instead of camera_topic: one topic for each of `cameras`, in order'
+    )
+    transport: str = parameter('raw', 'how pictures come', choices=('raw', 'compressed'))
+    slop_s: float = parameter(
+        0.02, 'pictures of one moment have stamps this near', minimum=0.0, maximum=1.0, live=True
+    )
+    sync_wait_s: float = parameter(
+        0.02, 'wait so long for the others after the anchor', minimum=0.0, maximum=1.0, live=True
+    )
+    camera_timeout_s: float = parameter(
+        0.25, 'an older picture than that is masked', minimum=0.0, maximum=10.0, live=True
+    )
+    odometry_tolerance_s: float = parameter(
+        0.15, 'odometry this near to the picture serves', minimum=0.0, maximum=1.0
+    )
+    max_age_s: float = parameter(
+        0.3, 'views older than that are not published', minimum=0.01, maximum=10.0, live=True
+    )
+
+
+class ViewRouterNode(ManagedNode):
+    """Chooses views at each new frame of the anchor camera."""
+
+    def __init__(self, **options):
+        super().__init__('view_router', ViewRouterParameters, **options)
+        self._worker = self._bearings = None
+        self._subscriptions_of_cameras = []
+
+    def configure(self) -> None:
+        p = self.parameters
+        topics = p.camera_topics or tuple(p.camera_topic.format(camera=name) for name in p.cameras)
+        if len(topics) != len(p.cameras):
+            raise ValueError(f'{len(topics)} camera_topics for {len(p.cameras)} cameras')
+        self._router = ViewRouter(
+            p.bundle, mode=p.mode, force_view=p.force_view, backend=p.backend, threads=p.threads
+        )
+        known, self._anchor = self._router.manifest.cameras, self._router.manifest.anchor
+        if self._anchor not in p.cameras:
+            raise ValueError(f'cameras lack the anchor {self._anchor!r} of the bundle')
+        for name in set(p.cameras) - set(known):
+            self.log('cameras', f'{name} is not known to the bundle and not looked at')
+        self._views = self.create_lifecycle_publisher(Image, 'views', QoSProfile(depth=2))
+        self._weights = self.create_lifecycle_publisher(Float32MultiArray, 'view_weights', 2)
+        self._frames: dict[str, Image | CompressedImage] = {}
+        self._arrived = threading.Condition()
+        self._last = -1.0  # stamp of the newest anchor frame
+        self._bearings = Bearings(self, p.odometry_tolerance_s)
+        self._worker = Worker('look', self._look, self._failed)
+        kind = Image if p.transport == 'raw' else CompressedImage
+        for name, topic in zip(p.cameras, topics, strict=True):
+            if name in known:
+                hear = self._listener(name)
+                self._subscriptions_of_cameras.append(
+                    self.create_subscription(kind, topic, hear, SENSOR)
+                )
+
+    def cleanup(self) -> None:
+        if self._worker:
+            self._worker.close()
+            self._bearings.close()
+            self._router = self._worker = self._bearings = None
+        for subscription in self._subscriptions_of_cameras:
+            self.destroy_subscription(subscription)
+        self._subscriptions_of_cameras.clear()
+
+    def _listener(self, name: str):
+        is_anchor = name == self._anchor
+
+        def hear(msg):
+            with self._arrived:
+                self._frames[name] = msg
+                self._arrived.notify_all()
+            if is_anchor and self.is_active:
+                self._on_anchor(conversions.seconds(msg.header.stamp))
+
+        return hear
+
+    def _on_anchor(self, stamp: float) -> None:
+        if stamp == self._last:
+            self.report('anchor', WARN, 'the same stamp twice: the camera is frozen')
+            return
+        if stamp < self._last:
+            self.report('time', WARN, f'went back by {self._last - stamp:.3f} s: all is forgotten')
+            self._forget()
+        self._last = stamp
+        self._worker.offer(stamp)
+
+    def _forget(self) -> None:
+        with self._arrived:
+            anchor = self._frames.get(self._anchor)
+            self._frames = {self._anchor: anchor}
+        self._router.reset()
+        self._bearings.clear()
+
+    def _look(self, stamp: float) -> None:
+        """Answer one frame of the anchor; runs in the worker."""
+        p, started = self.parameters, time.perf_counter()
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._is_complete(stamp), p.sync_wait_s)
+            frames = dict(self._frames)
+        self._bearings.wait(stamp, p.sync_wait_s)
+        waited = time.perf_counter()
+        ego, guidance = self._bearings.at(stamp)
+        pictures = self._decode(frames, stamp)
+        decoded = time.perf_counter()
+        views = self._router.select(stamp, pictures, ego, guidance)
+        age = self.now() - stamp
+        if age > p.max_age_s:
+            self.report('views', WARN, f'{age:.2f} s old, not published')
+            return
+        if not self.is_active:
+            return
+        self._views.publish(conversions.views_to_msg(views, frames[self._anchor].header.stamp))
+        self._weights.publish(conversions.weights_to_msg(views))
+        done = time.perf_counter()
+        self.report('views', OK, 'published')
+        self.debug(
+            input_age_ms=1e3 * (age - (done - started)),
+            processing_time_ms=1e3 * (done - started),
+            wait_ms=1e3 * (waited - started),
+            decode_ms=1e3 * (decoded - waited),
+            route_ms=1e3 * (done - decoded),
+        )
+
+    def _is_complete(self, stamp: float) -> bool:
+        """Say whether all cameras that are alive have delivered their picture of this moment."""
+        p = self.parameters
+        ages = (stamp - conversions.seconds(msg.header.stamp) for msg in self._frames.values())
+        return all(age <= p.slop_s or age > p.camera_timeout_s for age in ages)
+
+    def _decode(self, frames: dict, stamp: float) -> dict:
+        """Return the pictures that serve; the others are masked and reported, one diagnostic each."""
+        read = (
+            images.image_from_msg
+            if self.parameters.transport == 'raw'
+            else images.image_from_compressed
+        )
+        pictures = {}
+        for name in self.parameters.cameras:
+            if name not in self._router.manifest.cameras:
+                continue
+            try:
+                if name not in frames:
+                    raise NotReady('no picture yet')
+                msg = frames[name]
+                age = stamp - conversions.seconds(msg.header.stamp)
+                if abs(age) > self.parameters.camera_timeout_s:
+                    raise NotReady(f'the picture is {age:.2f} s old' if age < 1e4 else 'is lost')
+                pictures[name] = read(msg)
+                self.report(f'camera {name}', OK, 'arrives')
+            except NotReady as error:
+                self.report(f'camera {name}', WARN, 'masked: no new picture', detail=error)
+            except ValueError as error:
+                level = ERROR if name == self._anchor else WARN
+                self.report(f'camera {name}', level, f'masked: {error}')
+        return pictures
+
+    def _failed(self, error: Exception) -> None:
+        if isinstance(error, NotReady):
+            self.report('views', WARN, f'none: {error}')
+        elif isinstance(error, ValueError | FloatingPointError):
+            self.report('views', ERROR, f'none: {error}')
+        else:
+            self.report('views', ERROR, f'none: {type(error).__name__}: {error}')
+
+
+if __name__ == '__main__':
+    main(ViewRouterNode)
