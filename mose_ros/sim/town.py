@@ -240,8 +240,19 @@ class Town:
     def _sidewalks(self, road: Road) -> list[Surface]:
         if road.lines[-1][1] != 'edge':
             return []
-        edge = road.right[-1]
-        return [Surface(left=edge, right=edge + self._outward(road) * WALK_WIDTH, kind='sidewalk')]
+        outward = self._outward(road)
+        inner = road.right[-1] + outward * self._parking_width(road.right[-1])[:, None]
+        return [Surface(left=inner, right=inner + outward * WALK_WIDTH, kind='sidewalk')]
+
+    def _parking_width(self, edge: Float[np.ndarray, 'N 2']) -> Float[np.ndarray, 'N']:
+        """Return how wide the parking strips are at each point of a road's edge."""
+        width = np.zeros(len(edge))
+        for path, start, end, inner, outer in self.parking:
+            for index, (x, y) in enumerate(edge):
+                s, d = path.project(x, y)
+                if start - 0.5 <= s <= end + 0.5 and abs(d - inner) < 0.5:
+                    width[index] = inner - outer
+        return width
 
     @staticmethod
     def _outward(road: Road) -> Float[np.ndarray, 'N 2']:
@@ -339,20 +350,22 @@ def extract_roads(network, heading: float) -> dict[tuple[str, str], Road]:
     }
     turn = np.array([[np.cos(heading), -np.sin(heading)], [np.sin(heading), np.cos(heading)]])
 
-    def sample(lane, lateral):
-        stations = np.linspace(0, lane.length, max(2, int(np.ceil(lane.length / STEP)) + 1))
+    def sample(lane, lateral, count):
+        stations = np.linspace(0, lane.length, count)
         return np.array([lane.position(s, lateral) for s in stations]) @ turn.T
 
     roads = {}
     for start, ends in network.graph.items():
         for end, lanes in ends.items():
             half = lanes[0].width / 2
+            longest = max(lane.length for lane in lanes)
+            count = max(2, int(np.ceil(longest / STEP)) + 1)  # the same for all lanes of a road
             roads[start, end] = Road(
                 start=start,
                 end=end,
-                center=[sample(lane, 0.0) for lane in lanes],
-                left=[sample(lane, -half) for lane in lanes],
-                right=[sample(lane, half) for lane in lanes],
+                center=[sample(lane, 0.0, count) for lane in lanes],
+                left=[sample(lane, -half, count) for lane in lanes],
+                right=[sample(lane, half, count) for lane in lanes],
                 width=float(lanes[0].width),
                 lines=[tuple(names.get(kind, '') for kind in lane.line_types) for lane in lanes],
                 yellow=[lane.line_colors[0][2] < 0.5 for lane in lanes],

@@ -191,15 +191,17 @@ class Maker:
         return cars
 
     def walkers(self, episode: Episode, first: float, share: float = 0.5) -> None:
-        """Let people stand and walk on the pavements of the first straight; they stay there."""
+        """Let people stand and walk on the pavements of the first straight, each on their own line; they stay there."""
         if not self.chance(share):
             return
         route = episode.route
-        for _ in range(int(self.random.integers(1, 4))):
-            on_right = self.chance(0.6)
-            d = -(route.right[0] + 1.3) if on_right else route.left[0] + 1.3
+        for line in range(int(self.random.integers(1, 4))):
+            # Beside parking places the pavement is further out, so there they keep to the other side.
+            on_right = self.chance(0.6) and not episode.town.parking
+            away = 0.6 + 0.6 * line
+            d = -(route.right[0] + away) if on_right else route.left[0] + away
             way = Path(np.array([route.pose(s, d)[:2] for s in (5.0, first - 12.0)]))
-            if not on_right:
+            if self.chance(0.5):
                 way = Path(way.xy[::-1])
             speed = self.pick(0.0, self.uniform(0.6, 1.2))
             room = way.length - speed * 45

@@ -19,7 +19,7 @@ def _closed_lane(maker: Maker) -> Episode:
     target = maker.pick(*[other for other in (lane - 1, lane + 1) if 0 <= other < lanes])
     start = maker.uniform(35, 42)
     episode = maker.episode(town, end, target, start_s=start, start_speed=maker.uniform(3, 7))
-    route, width = episode.route, float(episode.route.width[0])
+    width = float(episode.route.width[0])
     episode.start_d = (target - lane) * width
     closed, length = start + maker.uniform(60, 85), maker.uniform(15, 30)
     change_lane(episode, Command.LANE_LEFT if target < lane else Command.LANE_RIGHT, closed)

@@ -92,7 +92,7 @@ def _add_lights(maker: Maker, episode: Episode, crossing: Crossing, turn: int) -
         ('yellow', YELLOW_S),
         ('red', 1.0),
     ]
-    beyond = maker.uniform(5, 8)
+    beyond = maker.uniform(6.5, 8.5)
     light = _post(
         maker, crossing, route, line, beyond, 'traffic.traffic_light', phases=own, offset=offset
     )
