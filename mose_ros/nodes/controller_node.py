@@ -91,8 +91,15 @@ class ControllerNode(ManagedNode):
 
     def configure(self) -> None:
         p = self.parameters
-        names = 'wheelbase rear_axle max_steer throttle_gain brake_gain hold_brake'.split()
-        self._model = replace(METADRIVE, **{name: getattr(p, name) for name in names})
+        self._model = replace(
+            METADRIVE,
+            wheelbase=p.wheelbase,
+            rear_axle=p.rear_axle,
+            max_steer=p.max_steer,
+            throttle_gain=p.throttle_gain,
+            brake_gain=p.brake_gain,
+            hold_brake=p.hold_brake,
+        )
         self._tracker = TrajectoryTracker(self._model, p.period_s)
         self._backend = open_backend(p.control_backend, p.role_name, self._model)
         self._supervisor = Supervisor(
@@ -193,10 +200,9 @@ class ControllerNode(ManagedNode):
     def _tick(self) -> None:
         if not self.is_active:
             return
-        waited = time.monotonic() - self._acted
-        if self._supervisor.stage is not Stage.NORMAL or waited > 1.1 * self.parameters.period_s:
-            self._act()
-        elif self._faults(time.monotonic()):
+        now = time.monotonic()
+        is_due = now - self._acted > 1.1 * self.parameters.period_s
+        if is_due or self._supervisor.stage is not Stage.NORMAL or self._faults(now):
             self._act()
 
     def _faults(self, now: float) -> list[str]:

@@ -4,7 +4,9 @@ A node says what happens in `configure`, `activate`, `deactivate` and `cleanup`;
 transitions, so they are logged and reported here. Knows nothing of driving.
 """
 
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -14,9 +16,10 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy import lifecycle
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.signals import SignalHandlerOptions
 from std_msgs.msg import Float64, Header
 
 from mose_ros.nodes.conversions import to_stamp
@@ -214,10 +217,19 @@ class ManagedNode(lifecycle.Node):
         return SetParametersResult(successful=True)
 
 
-def main(make_node: Callable[[], ManagedNode], args: list[str] | None = None) -> None:
-    """Run one node in this process until it is told to end; exit code 2 with one clear line for bad parameters."""
+def main(
+    make_node: Callable[[], ManagedNode],
+    args: list[str] | None = None,
+    main_thread: Callable[[ManagedNode, threading.Event], None] | None = None,
+) -> None:
+    """Run one node in this process until SIGINT or SIGTERM; exit code 2 with one clear line for bad parameters.
+
+    `main_thread(node, stop)` gets the main thread where it needs that; the executor then has one of its own.
+    """
+    stop = threading.Event()
     try:
-        rclpy.init(args=args)
+        # our own handlers: rclpy's end the context under the feet of whoever is just publishing
+        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
         node = make_node()
     except Exception as error:
         rclpy.try_shutdown()
@@ -225,14 +237,26 @@ def main(make_node: Callable[[], ManagedNode], args: list[str] | None = None) ->
             raise
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     executor = SingleThreadedExecutor()
     executor.add_node(node)
+
+    def spin():
+        while not stop.is_set():
+            executor.spin_once(timeout_sec=0.2)
+
     try:
-        executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
+        if main_thread is None:
+            spin()
+        else:
+            thread = threading.Thread(target=spin, name='executor', daemon=True)
+            thread.start()
+            main_thread(node, stop)
+            thread.join(2.0)
     finally:
+        stop.set()
         node.close()
-        executor.shutdown()
+        executor.shutdown(timeout_sec=1.0)
         node.destroy_node()
         rclpy.try_shutdown()

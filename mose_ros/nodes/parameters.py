@@ -98,9 +98,9 @@ def _check_names(node: Node, known: list[str]) -> None:
 def _declare_one(node: Node, field: dataclasses.Field) -> Any:
     name, default = field.name, field.default
     override = _overrides(node).get(name)
-    if isinstance(default, float) and override is not None:
-        if override.type_ is Parameter.Type.INTEGER:  # `5` in YAML where 5.0 is meant
-            _overrides(node)[name] = Parameter(name, value=float(override.value))
+    is_whole = override is not None and override.type_ is Parameter.Type.INTEGER
+    if is_whole and isinstance(default, float):  # `5` in YAML where 5.0 is meant
+        _overrides(node)[name] = Parameter(name, value=float(override.value))
     empty = isinstance(default, tuple) and not default  # rclpy can't tell the type of []
     start = Parameter.Type.STRING_ARRAY if empty else default
     try:

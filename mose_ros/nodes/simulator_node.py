@@ -8,20 +8,15 @@ Odometry, pictures and /clock of a frame carry the same stamp.
 import contextlib
 import os
 import queue
-import signal
-import sys
 import threading
 import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
-import rclpy
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from nav_msgs.msg import Odometry, Path
-from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.qos import QoSProfile
-from rclpy.signals import SignalHandlerOptions
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float32, Header, String
@@ -29,7 +24,7 @@ from std_msgs.msg import Float32, Header, String
 from mose_ros.core import rig
 from mose_ros.core.types import FAMILIES, Scene, VehicleCommand
 from mose_ros.nodes import conversions, images
-from mose_ros.nodes.lifecycle import LATCHED, OK, SENSOR, WARN, ManagedNode, NodeParameters
+from mose_ros.nodes.lifecycle import LATCHED, OK, SENSOR, WARN, ManagedNode, NodeParameters, main
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.vehicle_command import command_from_joint_state
 
@@ -280,41 +275,5 @@ def _quiet():
         yield
 
 
-def main(args: list[str] | None = None) -> None:
-    """Run the simulator: executor in a thread, the world in this one."""
-    stop = threading.Event()
-    try:
-        # Panda3D sets a SIGINT handler of its own at every step, so rclpy's would be lost anyway
-        rclpy.init(args=args, signal_handler_options=SignalHandlerOptions.NO)
-        node = SimulatorNode()
-    except Exception as error:
-        rclpy.try_shutdown()
-        if not isinstance(error, ValueError) and not type(error).__name__.startswith('RCL'):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    executor = SingleThreadedExecutor()
-    executor.add_node(node)
-
-    def spin():
-        with contextlib.suppress(ExternalShutdownException):
-            executor.spin()
-
-    thread = threading.Thread(target=spin, name='executor', daemon=True)
-    thread.start()
-    try:
-        node.spin_world(stop)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        executor.shutdown(timeout_sec=1.0)
-        thread.join(2.0)
-        node.close()
-        node.destroy_node()
-        rclpy.try_shutdown()
-
-
 if __name__ == '__main__':
-    main()
+    main(SimulatorNode, main_thread=SimulatorNode.spin_world)

@@ -1,5 +1,6 @@
 """One thread that works on the newest input; what waits while it is busy is replaced, never queued."""
 
+import contextlib
 import os
 import threading
 from collections.abc import Callable
@@ -70,7 +71,5 @@ class Worker(Generic[T]):
 
 def lower_priority(nice: int) -> None:
     """Make the calling thread nicer; Linux gives each thread its own value. Does nothing where that is not possible."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # politeness, not correctness
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
-    except (OSError, AttributeError):
-        pass  # a matter of politeness, not of correctness
