@@ -134,13 +134,8 @@ class ActionExpert(nn.Module):
         """Return who sees whom: blocks in order, and each draw only itself beside the state."""
         proprio, horizon = self.config.proprio_tokens, self.config.horizon
         state = proprio + 1
-        block = torch.cat(
-            [
-                torch.zeros(proprio, dtype=torch.long),
-                torch.ones(1, dtype=torch.long),
-                torch.arange(draws).repeat_interleave(horizon) + 2,
-            ]
-        ).to(prompt_mask.device)
+        draw = [2 + index for index in range(draws) for _ in range(horizon)]
+        block = torch.tensor([0] * proprio + [1] + draw, device=prompt_mask.device)
         earlier = (block[None, :] < 2) & (block[None, :] <= block[:, None])
         own = earlier | (block[None, :] == block[:, None])
         size = state + draws * horizon
