@@ -152,7 +152,7 @@ def mesh_of(actor: Actor, seed: int = 0) -> Mesh:
     return _mesh(actor.kind, actor.type_id, size, state, choice)
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=256)
 def _mesh(kind, type_id, size, state, choice) -> Mesh:
     look = _LOOKS.get(type_id) or _LOOKS.get(kind)
     if look is None:
@@ -584,6 +584,23 @@ def sky(light: Light, radius: float = 380.0) -> Mesh:
     return Mesh(**{**vars(drum), 'colors': colors})
 
 
+def hills(light: Light, seed: int, radius: float = 370.0) -> Mesh:
+    """Return the hazy hills at the horizon; they travel with the ego vehicle."""
+    rng = np.random.default_rng(zlib.crc32(f'hills:{seed}'.encode()))
+    angle = np.linspace(0, 2 * np.pi, 65)[:-1]
+    waves = sum(
+        rng.uniform(0.3, 1) / k * np.sin(k * angle + rng.uniform(0, 2 * np.pi))
+        for k in (2, 3, 7, 13)
+    )
+    height = np.clip(9 + 9 * waves, 2, 30)
+    foot = np.stack([radius * np.cos(angle), radius * np.sin(angle), 0 * angle - 2], 1)
+    ridge = foot + np.stack([0 * angle, 0 * angle, height + 2], 1)
+    quads = np.stack([np.roll(foot, -1, 0), foot, ridge, np.roll(ridge, -1, 0)], 1)
+    return meshes.polygons(
+        quads, _mix(light.horizon, _mix(light.grass, (0.25, 0.38, 0.42), 0.6), 0.5), glow=True
+    )
+
+
 def plain(light: Light, radius: float = 380.0) -> Mesh:
     """Return the grass to the horizon, fading into its haze; it travels with the ego vehicle."""
     reach: Float[np.ndarray, 'R'] = np.array([0.1, 40, 120, 220, radius])
@@ -595,3 +612,22 @@ def plain(light: Light, radius: float = 380.0) -> Mesh:
     lit = np.array(light.grass) * light.brightness
     colors = lit + (np.array(light.horizon) - lit) * far[:, None]
     return Mesh(**{**vars(mesh), 'colors': colors})
+
+
+def meadow(surfaces, light: Light, seed: int) -> Mesh:
+    """Return patches in the grass around the roads: they stay in the world, so that motion can be seen."""
+    if not surfaces:
+        return meshes.join([])
+    edges = np.concatenate([side for one in surfaces for side in (one.left, one.right)])
+    low, high = edges.min(0) - 60, edges.max(0) + 60
+    rng = np.random.default_rng(zlib.crc32(f'meadow:{seed}'.encode()))
+    count = int(np.clip(np.prod(high - low) / 150, 1, 800))
+    centres = rng.uniform(low, high, (count, 2))
+    reach = rng.uniform(0.8, 3.5, (count, 1)) * rng.uniform(0.8, 1.25, (count, 6))
+    angle = np.arange(6) * (np.pi / 3) + rng.uniform(0, 1, (count, 1))
+    xy = centres[:, None] + np.stack([reach * np.cos(angle), reach * np.sin(angle)], 2)
+    mesh = meshes.polygons(
+        np.concatenate([xy, np.zeros((count, 6, 1))], 2), light.grass, glow=True
+    )
+    shade = np.repeat(rng.uniform(0.84, 1.08, count), 6)[:, None]
+    return Mesh(**{**vars(mesh), 'colors': mesh.colors * shade * light.brightness})

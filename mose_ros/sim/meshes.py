@@ -172,6 +172,11 @@ def disc(y: float, z: float, radius: float, sides: int = 8) -> Float[np.ndarray,
 
 def strip(left: Float[np.ndarray, 'N 2'], right: Float[np.ndarray, 'N 2'], color: Color) -> Mesh:
     """Return the level ground between two polylines of equally many points; either side may be the left."""
+    left, right = np.asarray(left, float), np.asarray(right, float)
+    if left.shape != right.shape or left.ndim != 2 or left.shape[1] != 2 or len(left) < 2:
+        raise ValueError(
+            f'a strip needs two (N, 2) polylines, N > 1 the same for both; got {left.shape}, {right.shape}'
+        )
     sides = np.stack([right[:-1], right[1:], left[1:], left[:-1]], 1)
     corners = np.concatenate([sides, np.zeros((*sides.shape[:2], 1))], 2)
     return _facing_up(polygons(corners, color))

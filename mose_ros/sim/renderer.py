@@ -5,6 +5,7 @@ rasteriser, give nearly the same picture. Everything is drawn at twice the size 
 and Panda3D's one graphics engine with MetaDrive but needs nothing of it. Main thread only.
 """
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 
@@ -193,11 +194,11 @@ class _Screen:
 
     def draw(self):
         """Draw a frame now and return it: BGR or BGRA, rows from bottom to top, gone with the next frame."""
-        if not self._buffer.isValid():
+        if self._buffer is None or not self._buffer.isValid():
             # Closing MetaDrive's environment closes every buffer of the process.
             self.close()
             if not self._make():
-                raise RuntimeError('Panda3D closed the off-screen buffer and made no new one')
+                raise RuntimeError('the off-screen buffer was closed and Panda3D made no new one')
         self._buffer.setActive(True)
         self._engine.renderFrame()
         self._buffer.setActive(False)
@@ -206,7 +207,9 @@ class _Screen:
         return pixels.reshape(height, width, -1)
 
     def close(self):
-        self._engine.removeWindow(self._buffer)
+        if self._buffer is not None:
+            self._engine.removeWindow(self._buffer)
+            self._buffer = None
 
 
 class _Stage:
@@ -223,7 +226,13 @@ class _Stage:
         self._nodes: dict[str, tuple[Mesh, NodePath]] = {}
 
     def load(self, roads):
+        """Forget the old map now; the new one is built when it is first looked at."""
         self._roads, self._stale = roads, True
+        self._static.getChildren().detach()
+        self._backdrop.getChildren().detach()
+        for _, node in self._nodes.values():
+            node.removeNode()
+        self._nodes.clear()
 
     def place(self, ego: EgoState, actors: Iterable[Actor]):
         """Bring every node to where this moment has it."""
@@ -248,16 +257,13 @@ class _Stage:
 
     def _build(self):
         self._stale = False
-        self._static.removeNode()
-        self._static = self.root.attachNewNode('static')
-        self._backdrop.getChildren().detach()
-        for _, node in self._nodes.values():
-            node.removeNode()
-        self._nodes.clear()
-        self._light = Light.of(self._roads.seed)
+        surfaces, seed = self._roads.surfaces, self._roads.seed
+        self._light = Light.of(seed)
         layers = [
             (self._backdrop, 'sky', [looks.sky(self._light)]),
+            (self._backdrop, 'ground', [looks.hills(self._light, seed)]),
             (self._backdrop, 'ground', [looks.plain(self._light)]),
+            (self._static, 'ground', looks.meadow(surfaces, self._light, seed).split(_CELL)),
         ]
         for kind, mesh in looks.ground_layers(
             self._roads.surfaces, self._roads.paint, self._light
@@ -309,6 +315,7 @@ def _open(backend, size) -> tuple[str, _Screen]:
 _MODULES = {'egl': 'p3headlessgl', 'tiny': 'p3tinydisplay'}
 
 
+@functools.cache  # for good: the end of one EGL pipe ends the display that all of the process share
 def _pipe(name) -> GraphicsPipe | None:
     # Named outright rather than through load-display, so that it can't come too late; MetaDrive, when it is
     # started after us, follows load-display and so loads no further driver.
