@@ -55,7 +55,7 @@ def parse_answer(text: str, levels: Sequence[str]) -> dict[str, str]:
     """Split an answer into its levels' sentences; a level that is not there is missing from the result."""
     starts = [(text.find(f'{level} :'), level) for level in levels]
     found = sorted((start, level) for start, level in starts if start >= 0)
-    ends = [start for start, _ in found[1:]] + [len(text)]
+    ends = [*(start for start, _ in found), len(text)][1:]
     return {
         level: text[start + len(level) + 2 : end].strip()
         for (start, level), end in zip(found, ends, strict=True)

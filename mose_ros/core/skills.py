@@ -24,8 +24,11 @@ class Taxonomy:
     @classmethod
     def load(cls, path: str | Path) -> 'Taxonomy':
         """Read a taxonomy from YAML; ValueError names the file when it is not one."""
-        data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-        if not isinstance(data, dict) or not isinstance(data.get('levels'), dict):
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+        except yaml.YAMLError as error:
+            raise ValueError(f'{path} is not plain YAML: {error}') from None
+        if not isinstance(data, dict) or not _is_taxonomy(data.get('levels')):
             raise ValueError(
                 f'{path}: expected a mapping `levels: {{level: {{skill: definition}}}}`'
             )
@@ -45,6 +48,13 @@ class Taxonomy:
                 f'no skill {skill!r} on level {level!r}; known: {", ".join(self.levels[level])}'
             )
         return self.names(level).index(skill)
+
+
+def _is_taxonomy(levels) -> bool:
+    return isinstance(levels, dict) and all(
+        isinstance(skills, dict) and all(isinstance(text, str) for text in skills.values())
+        for skills in levels.values()
+    )
 
 
 def action_skills(taxonomy: Taxonomy) -> tuple[str, ...]:
