@@ -74,8 +74,8 @@ class ViewRouter:
         """Return the chosen views: fixed ones first, then candidates from the highest score down.
 
         Cameras that the bundle does not know are not looked at. A missing camera is never chosen and its frames are
-        forgotten. `weights` are the sigmoids of the scores, in the other modes 1 where chosen. Time that goes back
-        clears all frames.
+        forgotten. `weights` are the softmax of the scores over the cameras that are there, as in training; in the
+        other modes 1 where chosen. Time that goes back clears all frames.
 
         Raises:
             MissingAnchor: the anchor camera is absent.
@@ -152,9 +152,6 @@ class ViewRouter:
         rest = sorted((n for n in newest if n not in m.fixed_views), key=lambda n: -by_name[n])
         if self._force_view in rest:
             rest = [self._force_view, *(name for name in rest if name != self._force_view)]
-        weights = {name: _sigmoid(by_name[name]) * (name in newest) for name in m.cameras}
+        shares = np.exp(scores.astype(np.float64) - scores[present > 0].max()) * present
+        weights = dict(zip(m.cameras, (shares / shares.sum()).tolist(), strict=True))
         return fixed + rest[: m.top_k], weights
-
-
-def _sigmoid(score: float) -> float:
-    return float(1 / (1 + np.exp(-np.clip(score, -60.0, 60.0))))

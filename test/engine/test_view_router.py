@@ -50,11 +50,12 @@ def test_fixed_views_come_first_then_the_brightest(router):
     assert views.image.shape == (3 * 2 * 28, 56, 3)
 
 
-def test_weights_are_sigmoids_of_the_scores(router):
-    weights = select(router).weights
-    scores = {name: (10 * (i + 1) / 255 - 0.5) / 0.25 for i, name in enumerate(CAMERAS)}
-    for name in CAMERAS:
-        assert weights[name] == pytest.approx(1 / (1 + np.exp(-scores[name])), abs=1e-5)
+def test_weights_are_the_softmax_of_the_scores_that_are_there(router):
+    weights = select(router, images=pictures(front=0, back=255)).weights
+    ratio = np.exp((0 - 0.5) / 0.25 - (1 - 0.5) / 0.25)  # a score is the normalised grey
+    assert weights['front'] / weights['back'] == pytest.approx(ratio, rel=1e-4)
+    assert sum(weights.values()) == pytest.approx(1)
+    assert tuple(weights) == CAMERAS
 
 
 def test_a_missing_camera_is_masked_and_never_chosen(router):
