@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from mose_ros.core.types import Actor, Observation, Plan, Scene, Trajectory
-from mose_ros.sim.frenet import Frenet, PathTable, wrap
+from mose_ros.core.types import Actor, Command, Observation, Plan, Scene, Trajectory
+from mose_ros.sim.frenet import Frenet, PathTable, Swing, swing_into_lane, wrap
 
 Forecast = Callable[..., 'dict[str, Float[np.ndarray, "T 2"]]']  # (horizon, dt): seconds
 
@@ -35,6 +35,11 @@ HEADWAY, LEAD_GAP, STATIC_GAP = (
 )  # s and m behind a lead; m to leave for steering round something static
 LINE_GAP = 1.0  # m between the front and a stop line
 MAX_TURN = 0.17  # 1/m that a way across the road may add to the road's own curvature
+TIGHT_RADII = (
+    3.4,
+    4.5,
+)  # m that the rear axle turns in, to leave a narrow place; the wheels allow 3.0
+REAR_AXLE = 1.4  # m from there forward to the centre
 PASS_GAP = 0.9  # m beside an obstacle
 
 
@@ -81,7 +86,7 @@ class _Way:
     """One way across the road."""
 
     name: str
-    knots: Sequence[tuple[float, float]]
+    knots: Sequence[tuple[float, float]] | Swing
     bias: float = 0.0
     actor_id: str | None = None
 
@@ -121,6 +126,7 @@ class _Moment:
         self.others = self._watch(forecast)
         self.walls = self._find_walls()
         self.siren = self._find_siren()
+        self.due = self._find_due()
 
     # ---- what is there ----
 
@@ -230,6 +236,20 @@ class _Moment:
                 return index
         return None
 
+    def _find_due(self) -> float:
+        """Return by which s a lane change that is due must be done; infinite when none is."""
+        lane = float(self.road.at(self.s, self.road.lane_width))
+        if abs(self.d) < 0.35 * lane:
+            return np.inf
+        change = np.array(
+            [c in (Command.LANE_LEFT, Command.LANE_RIGHT) for c in self.road.commands]
+        )
+        ahead = self.road.s > self.s
+        ends = np.flatnonzero(ahead[1:] & change[:-1] & ~change[1:])
+        if not len(ends) or not change[np.searchsorted(self.road.s, self.s) - 1]:
+            return np.inf
+        return float(self.road.s[ends[0]])
+
     # ---- what could be done ----
 
     def _length(self, offset: float, seconds: float) -> float:
@@ -254,6 +274,11 @@ class _Moment:
                 begin = max(straight, s + delay)
                 end = begin + max(3.0 * max(self.speed, 3.0), np.sqrt(6.0 * abs(keep) / MAX_TURN))
                 ways.append(_Way(name='wait', knots=[(begin, keep), (end, 0.0)], bias=0.02))
+        if abs(d) > 0.5 and self.speed < 4.0:  # out of a narrow place
+            for radius in TIGHT_RADII:
+                swing = swing_into_lane((s, d), np.arctan(self.slope), radius, REAR_AXLE)
+                if swing is not None:
+                    ways.append(_Way(name='swing', knots=swing, bias=0.03))
         for side in (0.5, -0.5):
             ways.append(
                 _Way(
@@ -407,8 +432,8 @@ class _Moment:
         speed_along = others.speed * others.along
         keep = np.where(others.fixed, STATIC_GAP, LEAD_GAP)
         yield_at = self._conflicts(on_way, rear, arc)
-        wall = min([w.distance for w in self.walls], default=np.inf)
-        stop_at = np.where(yields, np.minimum(yield_at[way], wall), wall)
+        walls = self._way_walls(paths)
+        stop_at = np.where(yields, np.minimum(yield_at[way], walls[way]), walls[way])
 
         n = len(way)
         position, speed = np.zeros(n), np.full(n, self.speed)
@@ -447,6 +472,15 @@ class _Moment:
             'arc_others': arc,
         }
 
+    def _way_walls(self, paths: PathTable):
+        """Return where each way must be stopped on: at a line, or where it is still outside the lane it must be in. (J,)"""
+        wall = min([w.distance for w in self.walls], default=np.inf)
+        late = (paths.s > self.due - self.half_length - 1.0) & (
+            np.abs(paths.d) > 0.4 * float(self.road.at(self.s, self.road.lane_width))
+        )
+        first = np.where(late.any(axis=1), paths.grid[np.argmax(late, axis=1)], np.inf)
+        return np.minimum(np.where(first > 0, first, np.inf), wall)
+
     def _conflicts(self, on_way, rear, arc):
         """Return for each way where to stand so that those who will come onto it have passed. (J,)"""
         others = self.others
@@ -472,7 +506,7 @@ class _Moment:
         cost += 0.02 * np.square(accel) @ weight
         cost += 0.15 * np.maximum(np.max(-accel, axis=1) - 2.7, 0.0)
         cost += 0.02 * np.square(speed**2 * bend) @ weight
-        cost += 0.06 * np.abs(d) @ weight
+        cost += (0.06 if np.isinf(self.due) else 0.14) * np.abs(d) @ weight
         cost += (
             0.10
             * (d - self.half_width > np.interp(s, self.road.s, self.road.own_left) - 1.0)

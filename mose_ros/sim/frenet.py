@@ -1,6 +1,7 @@
 """The road as a coordinate system: distance along the route's centre line and offset from it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -87,12 +88,48 @@ def wrap(angle):
     return (angle + np.pi) % (2 * np.pi) - np.pi
 
 
+@dataclass(frozen=True, kw_only=True)
+class Swing:
+    """A way given point by point: s and d of the body's centre, and how far the body is turned against the road."""
+
+    s: Float[np.ndarray, 'N']
+    d: Float[np.ndarray, 'N']
+    turn: Float[np.ndarray, 'N']
+
+
+def swing_into_lane(
+    start: tuple[float, float], turn: float, radius: float, rear_axle: float
+) -> Swing | None:
+    """Turn as tightly as `radius` (of the rear axle) out of a narrow place and straighten on the line; None if it can't be.
+
+    Two arcs of a bicycle. The centre doesn't move where the body points, which matters between parked cars.
+    """
+    s0, d0 = start
+    side = 1.0 if d0 < 0 else -1.0
+    begin = side * turn
+    across = -side * d0 + rear_axle * np.sin(begin)  # how far the rear axle has to go
+    cosine = (1.0 + np.cos(begin) - across / radius) / 2.0
+    if across < 0.2 or begin < -0.6 or not 0.3 < cosine < np.cos(begin):
+        return None
+    peak = float(np.arccos(cosine))
+    length = radius * np.array([peak - begin, peak])
+    arc = np.arange(0.0, length.sum(), 0.2)
+    angle = np.where(arc < length[0], begin + arc / radius, peak - (arc - length[0]) / radius)
+    angle = np.concatenate([angle, np.zeros(2)])
+    ends = length.sum() - arc[-1]
+    steps = np.concatenate([np.diff(arc), [ends, 2.0]])
+    middle = (angle[:-1] + angle[1:]) / 2
+    x = np.concatenate([[0.0], np.cumsum(steps * np.cos(middle))]) + rear_axle * np.cos(angle)
+    y = np.concatenate([[0.0], np.cumsum(steps * np.sin(middle))]) + rear_axle * np.sin(angle)
+    return Swing(s=s0 + x - x[0], d=d0 + side * (y - y[0]), turn=side * angle)
+
+
 class PathTable:
     """Several ways to move across the road, as tables over one grid of arc length, ready for vectorised look-up.
 
-    A way is a list of knots (s, d) that cubic pieces join, flat at every knot but the first, which has the vehicle's own
-    direction. Replanning such a cubic at every moment is a damped spring towards the knot (d'' = 6 e / L^2 - 4 d' / L): it
-    needs no memory and no measured curvature.
+    A way is a Swing, or a list of knots (s, d) that cubic pieces join, flat at every knot but the first, which has the
+    vehicle's own direction. Replanning such a cubic at every moment is a damped spring towards the knot
+    (d'' = 6 e / L^2 - 4 d' / L): it needs no memory and no measured curvature.
     """
 
     STEP = 0.5  # m
@@ -102,29 +139,34 @@ class PathTable:
         frenet: Frenet,
         start: tuple[float, float],
         slope: float,
-        knots: Sequence[Sequence[tuple[float, float]]],
+        ways: Sequence[Sequence[tuple[float, float]] | Swing],
         reach: float,
     ):
         s0, d0 = start
-        coarse = np.arange(0.0, reach + 8.0, 1.0)
-        d = np.stack([_cubic(coarse, d0, slope, [(s - s0, d) for s, d in way]) for way in knots])
-        x, y, _ = frenet.world(s0 + coarse, d)
-        arc = np.hypot(np.diff(x, axis=1), np.diff(y, axis=1))
-        arc = np.concatenate([np.zeros((len(d), 1)), np.cumsum(arc, axis=1)], axis=1)
+        along = np.concatenate([np.arange(0.0, 12.0, 0.5), np.arange(12.0, reach + 20.0, 1.0)])
         self.grid = np.arange(0.0, reach, self.STEP)
-        x, y, d = (
-            np.stack([np.interp(self.grid, *pair) for pair in zip(arc, part, strict=True)])
-            for part in (x, y, d)
-        )
-        self.s = np.stack([np.interp(self.grid, a, s0 + coarse) for a in arc])
-        self.d = d
-        heading = np.unwrap(np.arctan2(np.gradient(y, axis=1), np.gradient(x, axis=1)), axis=1)
-        curvature = np.gradient(heading, self.STEP, axis=1)
-        kernel = np.ones(3) / 3
-        self.curvature = np.stack(
-            [np.convolve(np.pad(k, 1, 'edge'), kernel, 'valid') for k in curvature]
-        )
-        self.table = np.stack([x, y, heading, d, self.s], axis=-1)  # (J, G, 5)
+        columns = []
+        for way in ways:
+            if isinstance(way, Swing):
+                s = np.concatenate([way.s, way.s[-1] + along[1:]])
+                d = np.concatenate([way.d, np.full(len(along) - 1, way.d[-1])])
+            else:
+                s = s0 + along
+                d = _cubic(along, d0, slope, [(knot - s0, offset) for knot, offset in way])
+            x, y, _ = frenet.world(s, d)
+            arc = np.concatenate([[0.0], np.cumsum(np.hypot(np.diff(x), np.diff(y)))])
+            columns.append([np.interp(self.grid, arc, part) for part in (x, y, d, s)])
+        x, y, self.d, self.s = np.stack(columns, axis=1)
+        course = np.unwrap(np.arctan2(np.gradient(y, axis=1), np.gradient(x, axis=1)), axis=1)
+        curvature = np.gradient(course, self.STEP, axis=1)
+        padded = np.pad(curvature, ((0, 0), (1, 1)), 'edge')
+        self.curvature = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
+        heading = course.copy()
+        for row, way in enumerate(ways):
+            if isinstance(way, Swing):
+                turn = np.interp(self.s[row], way.s, way.turn)
+                heading[row] = np.interp(self.s[row], frenet.s, frenet.heading) + turn
+        self.table = np.stack([x, y, heading, self.d, self.s], axis=-1)  # (J, G, 5)
 
     def look_up(self, way: np.ndarray, arc: np.ndarray) -> np.ndarray:
         """Return x, y, heading, d, s at an arc length of each way; (..., 5)."""
