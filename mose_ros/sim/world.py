@@ -23,7 +23,7 @@ from mose_ros.sim.judge import Judge, Outcome
 from mose_ros.sim.physics import Physics
 from mose_ros.sim.roads import RoadMap
 from mose_ros.sim.scenarios import MAKERS, Episode, Maker
-from mose_ros.sim.traffic import DT, Body, Light, Moment, Mover
+from mose_ros.sim.traffic import DT, Body, Moment
 
 LANE_CHANGE = frozenset({Command.LANE_LEFT, Command.LANE_RIGHT})
 EGO_HEIGHT = 1.5
@@ -131,6 +131,11 @@ class World:
             rows[body.id] = np.tile([body.x, body.y], (count, 1)).astype(float)
         return rows
 
+    @property
+    def route_length(self) -> float:
+        """Return the metres from start to goal."""
+        return self._episode.goal_s - self._episode.start_s
+
     def close(self) -> None:
         """End engine and renderer; a new World can be made after that."""
         if self._renderer is not None:
@@ -215,5 +220,3 @@ class World:
         dx, dy = x - ego.x, y - ego.y
         return np.array([c * dx + s * dy, -s * dx + c * dy])
 
-
-__all__ = ['Light', 'Mover', 'Outcome', 'World']
