@@ -20,7 +20,7 @@ from mose_ros.nodes.lifecycle import (
     WARN,
     ManagedNode,
     NodeParameters,
-    main,
+    run_node,
 )
 from mose_ros.nodes.navigation import EgoHistory, to_ego
 from mose_ros.nodes.parameters import parameter
@@ -282,5 +282,10 @@ class ControllerNode(ManagedNode):
         return self._tracker.stop(self._speed, deceleration)
 
 
+def main() -> None:
+    """Run this node until it is told to end."""
+    run_node(ControllerNode)
+
+
 if __name__ == '__main__':
-    main(ControllerNode)
+    main()

@@ -15,7 +15,7 @@ from mose_ros.core.types import Plan
 from mose_ros.engine.driver import Driver, Thought
 from mose_ros.nodes import conversions, markers
 from mose_ros.nodes.bearings import Bearings, NotReady
-from mose_ros.nodes.lifecycle import ERROR, OK, WARN, ManagedNode, NodeParameters, main
+from mose_ros.nodes.lifecycle import ERROR, OK, WARN, ManagedNode, NodeParameters, run_node
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.worker import Worker
 
@@ -177,5 +177,10 @@ class DriverNode(ManagedNode):
         self.report('reasoning', WARN, f'none: {type(error).__name__}: {error}')
 
 
+def main() -> None:
+    """Run this node until it is told to end."""
+    run_node(DriverNode)
+
+
 if __name__ == '__main__':
-    main(DriverNode)
+    main()

@@ -217,7 +217,7 @@ class ManagedNode(lifecycle.Node):
         return SetParametersResult(successful=True)
 
 
-def main(
+def run_node(
     make_node: Callable[[], ManagedNode],
     args: list[str] | None = None,
     main_thread: Callable[[ManagedNode, threading.Event], None] | None = None,

@@ -24,11 +24,20 @@ from std_msgs.msg import Float32, Header, String
 from mose_ros.core import rig
 from mose_ros.core.types import FAMILIES, Scene, VehicleCommand
 from mose_ros.nodes import conversions, images
-from mose_ros.nodes.lifecycle import LATCHED, OK, SENSOR, WARN, ManagedNode, NodeParameters, main
+from mose_ros.nodes.lifecycle import (
+    LATCHED,
+    OK,
+    SENSOR,
+    WARN,
+    ManagedNode,
+    NodeParameters,
+    run_node,
+)
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.vehicle_command import command_from_joint_state
 
 DT = 0.1  # s of one step of the world
+ANSWER_LIMIT_S = 3.0
 BRIDGE = QoSProfile(depth=10)  # what carla-ros-bridge publishes with
 STANDING = VehicleCommand(steer=0.0, throttle=0.0, brake=0.1)
 BRAKING = VehicleCommand(steer=0.0, throttle=0.0, brake=0.2)
@@ -67,6 +76,7 @@ class SimulatorNode(ManagedNode):
     def configure(self) -> None:
         p = self.parameters
         self._command, self._commanded = STANDING, None
+        self._is_answered, self._asked = False, set()
         prefix = f'/carla/{p.role_name}'
         publish = self.create_lifecycle_publisher
         self._clock_topic = publish(Clock, '/clock', BRIDGE)
@@ -130,6 +140,8 @@ class SimulatorNode(ManagedNode):
     def _on_command(self, msg: JointState) -> None:
         self._command = command_from_joint_state(msg)
         self._commanded = time.monotonic()
+        stamp = msg.header.stamp
+        self._is_answered = self._is_answered or (stamp.sec, stamp.nanosec) in self._asked
         self.report('command', OK, 'arrives')
 
     # ---- the world, in the main thread ----
@@ -168,7 +180,8 @@ class SimulatorNode(ManagedNode):
 
     def _begin(self) -> None:
         self._frames = self._late = 0
-        self._is_first = self._is_running = True
+        self._asked: set[tuple[int, int]] = set()  # stamps of the frames before the first answer
+        self._is_answered, self._is_running = False, True
         self._due = (
             time.monotonic() + 0.05
         )  # after the transition: lifecycle publishers are still mute
@@ -176,15 +189,18 @@ class SimulatorNode(ManagedNode):
     def _tick(self) -> None:
         """Make, stamp and publish one frame."""
         started = time.perf_counter()
-        if self._is_first:
-            scene = self._world.scene
-            self._publish_route()
-        else:
+        # the episode stands still until somebody has answered a frame, so that it begins as in lock-step
+        if self._is_answered or self._frames * DT > ANSWER_LIMIT_S:
             scene = self._world.step(self._newest_command())
-        self._is_first = False
+        else:
+            scene = self._world.scene
+        if self._frames == 0:
+            self._publish_route()
         self._frames += 1
         now = time.time()
         stamp = conversions.to_stamp(now)
+        if not self._is_answered:
+            self._asked.add((stamp.sec, stamp.nanosec))
         stepped = time.perf_counter()
         self._publish_state(scene, stamp)
         pictures = self._world.images()
@@ -275,5 +291,10 @@ def _quiet():
         yield
 
 
+def main() -> None:
+    """Run this node until it is told to end."""
+    run_node(SimulatorNode, main_thread=SimulatorNode.spin_world)
+
+
 if __name__ == '__main__':
-    main(SimulatorNode, main_thread=SimulatorNode.spin_world)
+    main()

@@ -12,7 +12,7 @@ from mose_ros.core.rig import CAMERAS
 from mose_ros.engine.view_router import MODES, ViewRouter
 from mose_ros.nodes import conversions, images
 from mose_ros.nodes.bearings import Bearings, NotReady
-from mose_ros.nodes.lifecycle import ERROR, OK, SENSOR, WARN, ManagedNode, NodeParameters, main
+from mose_ros.nodes.lifecycle import ERROR, OK, SENSOR, WARN, ManagedNode, NodeParameters, run_node
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.worker import Worker
 
@@ -199,5 +199,10 @@ class ViewRouterNode(ManagedNode):
             self.report('views', ERROR, f'none: {type(error).__name__}: {error}')
 
 
+def main() -> None:
+    """Run this node until it is told to end."""
+    run_node(ViewRouterNode)
+
+
 if __name__ == '__main__':
-    main(ViewRouterNode)
+    main()

@@ -1,0 +1,384 @@
+"""The runner behind `make drive`: starts simulator and nodes, shows what they say, and ends them all.
+
+    python -m mose_ros.nodes.drive --family merging --seed 3 --duration 30 --json out.json --video out.mp4
+
+Nothing here drives. The nodes are processes of their own in a ROS domain of their own that stays on this machine.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+import mose_ros
+from mose_ros.core.bundle import MANIFEST, Manifest, sha256
+from mose_ros.core.types import FAMILIES
+from mose_ros.nodes.processes import DomainLock, Processes
+
+NAMESPACE, ROLE = '/mose', 'ego_vehicle'
+NODES = ('view_router', 'driver', 'controller')
+START_LIMIT_S = 60.0
+ROOT = Path(mose_ros.__file__).resolve().parents[1]
+
+
+class Failed(Exception):
+    """A drive that could not begin or had to be broken off; the message says why."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Drive, and exit with 0 unless something failed."""
+    options = _parse(arguments)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        manifest = _check(options)
+        _drive(options, manifest, stop)
+    except (Failed, ValueError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        sys.exit(1 if isinstance(error, Failed) else 2)
+
+
+def _parse(arguments) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog='make drive DRIVE_ARGS=...', description='Watch the car drive and say what it thinks.'
+    )
+    add = parser.add_argument
+    add('--family', default='normal', help=f'scenario: {", ".join(FAMILIES)} (normal)')
+    add('--seed', default='1', help='same seed, same episode (1)')
+    add('--duration', type=float, default=0.0, metavar='S', help='end after so many seconds')
+    add('--bundle', default=str(_default_bundle()), help='folder of the exported network')
+    add('--json', metavar='FILE', help='write the figures of the drive')
+    add('--video', metavar='FILE.mp4', help='film the drive')
+    add(
+        '--frames',
+        metavar='PATH',
+        help='a video or a folder of pictures in place of the simulator',
+    )
+    add('--renderer', default='auto', choices=('auto', 'egl', 'tiny'), help='who draws (auto)')
+    add('--params-file', metavar='YAML', help='ROS parameters that override config/drive.yaml')
+    add('--domain', type=int, metavar='N', help='ROS domain (a free one)')
+    return parser.parse_args(arguments)
+
+
+def _default_bundle() -> Path:
+    near = ROOT / 'models' / 'mose-tiny'
+    return near if near.exists() else Path(sys.prefix) / 'share/mose_ros/models/mose-tiny'
+
+
+def _config(name: str) -> Path:
+    """Return a file of config/: beside the package, or in the share folder of an installation."""
+    places = [ROOT / 'config' / name]
+    places += [parent / 'share/mose_ros/config' / name for parent in ROOT.parents]
+    for path in places:
+        if path.is_file():
+            return path
+    raise ValueError(f'config/{name} was not found near {ROOT}; install mose_ros again')
+
+
+def _check(options: argparse.Namespace) -> Manifest:
+    """Refuse at once, with one clear line, what could not work; return the bundle's manifest."""
+    if options.family not in FAMILIES:
+        raise ValueError(f'unknown family {options.family!r}; choose one of {", ".join(FAMILIES)}')
+    if not (options.seed.isdecimal() and int(options.seed) < 2**31):
+        raise ValueError(f'seed {options.seed!r} is not an integer in 0..2147483647')
+    if not (np.isfinite(options.duration) and options.duration >= 0):
+        raise ValueError(f'duration {options.duration} is not a number of seconds')
+    for path in filter(None, [options.json, options.video]):
+        if not Path(path).resolve().parent.is_dir():
+            raise ValueError(f'the folder of {path} does not exist')
+    if options.video and Path(options.video).suffix.lower() != '.mp4':
+        raise ValueError(f'--video takes an .mp4 file, not {options.video!r}')
+    if options.params_file:
+        check_params_file(options.params_file)
+    if options.frames:
+        source = Path(options.frames)
+        if not source.exists():
+            raise ValueError(f'--frames {source} does not exist; give a video or a folder')
+    return Manifest.load(options.bundle)
+
+
+def check_params_file(path: str | Path) -> None:
+    """Raise ValueError unless it is a ROS parameters file for our nodes; names in it are the nodes' to check."""
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f'{path} can not be read as a parameters file: {error}') from None
+    known = [*NODES, 'simulator', 'replay']
+    sections = data if isinstance(data, dict) else {}
+    if not sections:
+        raise ValueError(
+            f'{path} is no parameters file: expected `node: {{ros__parameters: ...}}`'
+        )
+    for name, section in sections.items():
+        if str(name).rpartition('/')[2] not in [*known, '*', '**']:
+            raise ValueError(f'{path}: there is no node {name!r}; known: {", ".join(known)}')
+        if not (isinstance(section, dict) and isinstance(section.get('ros__parameters'), dict)):
+            raise ValueError(f'{path}: {name!r} needs `ros__parameters:` with names and values')
+
+
+# ---- the drive ----
+
+
+def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
+    domain = options.domain
+    if domain is None and os.environ.get('ROS_DOMAIN_ID'):
+        domain = int(os.environ['ROS_DOMAIN_ID'])
+    lock = DomainLock(domain)
+    os.environ['ROS_DOMAIN_ID'] = str(lock.number)
+    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(_config('fastdds_shm.xml')))
+    folder = Path(tempfile.mkdtemp(prefix='mose_ros_drive_'))
+    processes = Processes(folder)
+    keep_logs = False
+    started = time.monotonic()
+    try:
+        _start(options, processes, folder)
+        _watch(options, manifest, processes, stop, started)
+    except Failed as error:
+        keep_logs = True
+        raise Failed(f'{error}\nlogs: {folder}') from None
+    finally:
+        processes.close()
+        lock.close()
+        if not keep_logs:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(options, processes: Processes, folder: Path) -> None:
+    """Start all nodes at once; the simulator waits for the others by itself."""
+    parameters = ['--params-file', str(_config('drive.yaml'))]
+    if options.params_file:
+        parameters += ['--params-file', str(Path(options.params_file).resolve())]
+    common = ['--ros-args', '-r', f'__ns:={NAMESPACE}', *parameters]
+    for topic, source in {'odometry': 'odometry', 'route': 'waypoints'}.items():
+        common += ['-r', f'{topic}:=/carla/{ROLE}/{source}']
+    environment = {'ROS_LOG_DIR': str(folder / 'ros'), 'RCUTILS_COLORIZED_OUTPUT': '0'}
+    environment |= {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
+    bundle = ['-p', f'bundle:={Path(options.bundle).resolve()}']
+    if options.frames:
+        own = ['-p', f'frames:={Path(options.frames).resolve()}']
+        processes.start('replay', 'mose_ros.nodes.replay_node', [*common, *own], environment)
+    else:
+        own = ['-p', f'family:={options.family}', '-p', f'seed:={options.seed}']
+        own += ['-p', f'renderer:={options.renderer}']
+        processes.start('simulator', 'mose_ros.nodes.simulator_node', [*common, *own], environment)
+    for name in NODES:
+        own = bundle if name != 'controller' else []
+        processes.start(name, f'mose_ros.nodes.{name}_node', [*common, *own], environment)
+
+
+def _watch(options, manifest, processes, stop, started) -> None:
+    """Listen until the end, say a line a second, and write what was asked for."""
+    import rclpy  # after the nodes were started: its import takes a while
+    from rclpy.executors import SingleThreadedExecutor
+    from rclpy.signals import SignalHandlerOptions
+
+    from mose_ros.nodes.monitor import Monitor
+
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    try:
+        monitor = Monitor(ROLE, with_pictures=bool(options.video))
+        executor = SingleThreadedExecutor()
+        executor.add_node(monitor)
+        done = threading.Event()
+
+        def spin():
+            while not done.is_set():
+                executor.spin_once(timeout_sec=0.2)
+
+        thread = threading.Thread(target=spin, name='monitor', daemon=True)
+        thread.start()
+        show = _Show(options, manifest, monitor, processes, started)
+        try:
+            show.run(stop)
+        finally:
+            done.set()
+            thread.join(2.0)
+            show.close()
+            executor.shutdown(timeout_sec=1.0)
+            monitor.destroy_node()
+        if options.json:
+            _write_json(options.json, show.result)
+        show.summary()
+    finally:
+        rclpy.try_shutdown()
+
+
+class _Show:
+    """The lines, the film and the figures of one drive."""
+
+    def __init__(self, options, manifest, monitor, processes, started):
+        self._options, self._manifest = options, manifest
+        self._monitor, self._processes = monitor, processes
+        self._started = started
+        self._memory: list[dict[str, float]] = []
+        self.result: dict = {}
+        self._title = options.frames or f'{options.family}  seed {options.seed}'
+        self._film = None
+        if options.video:
+            from mose_ros.nodes.film_crew import FilmCrew
+
+            self._film = FilmCrew(options.video, monitor, self._title)
+
+    def run(self, stop: threading.Event) -> None:
+        """Wait for the first plan, then until something ends the drive."""
+        print(
+            f'mose_ros: {self._title}, bundle {self._manifest.name}, domain {_domain()}',
+            flush=True,
+        )
+        status = self._wait_for_first_plan(stop)
+        begun = time.monotonic()
+        cpu = self._processes.cpu_seconds()
+        due = begun
+        while not status:
+            if time.monotonic() >= due:
+                self._say_line(begun)
+                self._memory.append(self._processes.resident_mb())
+                due += 1.0
+            stop.wait(0.05)
+            status = self._ended(stop, begun)
+        wall = max(time.monotonic() - begun, 1e-3)
+        spent = self._processes.cpu_seconds()
+        share = {name: round((spent[name] - cpu.get(name, 0)) / wall, 3) for name in spent}
+        self._memory.append(self._processes.resident_mb())
+        self.result = self._figures(status, wall, begun, share)
+
+    def _wait_for_first_plan(self, stop) -> str:
+        deadline = time.monotonic() + START_LIMIT_S
+        while not self._monitor.latencies_ms:
+            if stop.wait(0.05):
+                return 'interrupted'
+            self._raise_if_broken()
+            if time.monotonic() > deadline:
+                complaints = '; '.join(self._monitor.complaints) or 'no node complains'
+                raise Failed(f'no plan within {START_LIMIT_S:.0f} s: {complaints}')
+        took = time.monotonic() - self._started
+        print(f'mose_ros: driving after {took:.1f} s', flush=True)
+        return ''
+
+    def _raise_if_broken(self) -> None:
+        for name, code in self._processes.ended().items():
+            raise Failed(f'{name} ended with {code}:\n{self._processes.tail(name)}')
+        if self._monitor.failed_to_start:
+            raise Failed(self._monitor.failed_to_start)
+
+    def _ended(self, stop, begun) -> str:
+        self._raise_if_broken()
+        outcome = self._monitor.outcome
+        if outcome.get('done') == 'True':
+            return outcome['status']
+        if stop.is_set():
+            return 'interrupted'
+        duration = self._options.duration
+        return 'duration' if duration and time.monotonic() - begun >= duration else ''
+
+    def _say_line(self, begun: float) -> None:
+        monitor = self._monitor
+        latency = monitor.newest_latency_ms
+        parts = [
+            f'{time.monotonic() - begun:6.1f} s',
+            f'{monitor.speed:5.1f} m/s',
+            f'{latency:4.0f} ms' if latency is not None else '   - ms',
+            '+'.join(monitor.views_now) or '-',
+            monitor.skills or '-',
+        ]
+        if monitor.is_emergency:
+            parts.append('STOPPING: ' + '; '.join(monitor.complaints)[:120])
+        line = '  '.join(parts)
+        text = monitor.sentence
+        if sys.stdout.isatty():
+            room = shutil.get_terminal_size().columns - len(line) - 5
+            text = text if len(text) <= room else text[: max(0, room - 3)] + '...'
+        print(f'{line}  "{text}"', flush=True)
+
+    def _figures(self, status: str, wall: float, begun: float, cpu: dict) -> dict:
+        outcome, manifest = self._monitor.outcome, self._manifest
+        totals = [sum(sizes.values()) for sizes in self._memory]
+        return {
+            'family': outcome.get('family', self._options.family),
+            'seed': int(outcome.get('seed', self._options.seed)),
+            'status': status,
+            'seconds': round(wall, 2),
+            'startup_seconds': round(begun - self._started, 2),
+            **self._monitor.figures(),
+            'route_completion': float(outcome.get('route_completion', 0.0)),
+            'driving_score': float(outcome.get('driving_score', 0.0)),
+            'infractions': [one for one in outcome.get('infractions', '').split('\n') if one],
+            'late_frames': int(outcome.get('late_frames', 0)),
+            'memory_mb': {
+                'p50': round(float(np.median(totals)), 1),
+                'max': round(max(totals), 1),
+                'processes': {name: round(size, 1) for name, size in self._memory[-1].items()},
+            },
+            'cpu': cpu,
+            'complaints': self._monitor.complaints,
+            'bundle': {
+                'name': manifest.name,
+                'commit': manifest.commit,
+                'manifest_sha256': sha256(Path(self._options.bundle) / MANIFEST),
+            },
+            'versions': _versions(),
+        }
+
+    def summary(self) -> None:
+        """Say how it went."""
+        found = self.result
+        if not found:
+            return
+        latency = found['plan_latency_ms']
+        print(
+            f'mose_ros: {found["status"]} after {found["seconds"]:.1f} s; route '
+            f'{100 * found["route_completion"]:.0f} %; {found["plans"]} plans at '
+            f'{found["plan_rate_hz"]:.1f} Hz, latency p50 {latency["p50"]} p99 {latency["p99"]} ms, '
+            f'{found["deadline_misses"]} of {found["frames"]} frames late; '
+            f'{found["reasoning_count"]} texts; {found["memory_mb"]["max"]:.0f} MB',
+            flush=True,
+        )
+        for infraction in found['infractions']:
+            print(f'mose_ros: infraction: {infraction}', flush=True)
+
+    def close(self) -> None:
+        """Finish the film."""
+        if self._film is not None:
+            self._film.close()
+
+
+def _domain() -> str:
+    return os.environ['ROS_DOMAIN_ID']
+
+
+def _versions() -> dict:
+    found = {'python': platform.python_version(), 'machine': platform.platform()}
+    for name in ('mose_ros', 'ros-rclpy', 'onnxruntime', 'metadrive-simulator', 'numpy'):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        command = ['git', '-C', str(ROOT), 'rev-parse', 'HEAD']
+        found['commit'] = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout.strip()
+    return found
+
+
+def _write_json(path: str, result: dict) -> None:
+    partial = Path(f'{path}.partial')
+    partial.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+    os.replace(partial, path)
+
+
+if __name__ == '__main__':
+    main()
