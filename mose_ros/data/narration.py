@@ -25,8 +25,7 @@ NOUNS = {  # what can be the target -> skill of perception
     'truck': 'vehicle',
     'emergency vehicle': 'vehicle',
     'parked car': 'static_obstacle',
-    'traffic cone': 'static_obstacle',
-    'barrier': 'static_obstacle',
+    'roadworks': 'static_obstacle',
     'red light': 'traffic_control',
     'yellow light': 'traffic_control',
     'green light': 'traffic_control',
@@ -38,12 +37,10 @@ _BY_TYPE = {
     'vehicle.truck': 'truck',
     'vehicle.emergency': 'emergency vehicle',
     'vehicle.parked': 'parked car',
-    'static.cone': 'traffic cone',
-    'static.barrier': 'barrier',
     'traffic.stop': 'stop sign',
 }
 _BY_KIND = {
-    'walker': 'pedestrian', 'vehicle': 'car', 'traffic_sign': 'stop sign', 'static': 'barrier'
+    'walker': 'pedestrian', 'vehicle': 'car', 'traffic_sign': 'stop sign', 'static': 'roadworks'
 }  # fmt: skip
 PLACES = {
     'ahead': 'ahead',
@@ -58,7 +55,7 @@ PLACES = {
 MOTIONS = {  # what the target does -> (sentence, skill of prediction)
     'nothing': ('the road ahead stays free .', GENERAL),
     'governs': ('the {noun} applies to us .', GENERAL),
-    'stays': ('the {noun} stays where it is .', GENERAL),
+    'stays': ('the {noun} will not move .', GENERAL),
     'goes_on': ('the {noun} goes on at its speed .', GENERAL),
     'slows': ('the {noun} slows down ahead of us .', 'slowing'),
     'stands': ('the {noun} stands still ahead of us .', 'slowing'),
@@ -157,8 +154,8 @@ def distance_of(target: Sighting) -> int:
 
 
 def _perception(noun: str, place: str, distance: int) -> str:
-    article = 'an' if noun[0] in 'aeiou' else 'a'
-    return f'{article} {noun} {PLACES[place]} , {distance} m .'
+    article = {'emergency vehicle': 'an ', 'roadworks': ''}.get(noun, 'a ')
+    return f'{article}{noun} {PLACES[place]} , {distance} m .'
 
 
 def _planning(skill: str, action: str, noun: str) -> str:
@@ -213,7 +210,7 @@ _REASON_PATTERNS = [(_pattern(text), skill) for skill, text in REASONS.items()]
 _REASON_PATTERNS += [(_pattern(text), 'normal') for text in dict.fromkeys(_NORMAL.values())]
 _ACTION_PATTERNS = [(re.compile(rf'\b{text}\b'), action) for action, text in ACTIONS.items()]
 _PERCEPTION = re.compile(
-    r'\ban? (?P<noun>' + '|'.join(sorted(NOUNS, key=len, reverse=True)) + r')\b'
+    r'\b(?P<noun>' + '|'.join(sorted(NOUNS, key=len, reverse=True)) + r')\b'
     r'(?: (?P<place>' + '|'.join(sorted(PLACES.values(), key=len, reverse=True)) + r'))?'
     r'(?: , (?P<distance>\d+) m)?'
 )  # fmt: skip

@@ -6,21 +6,21 @@ the first that holds decides (sources: DriveMoE's scenario table and camera rule
 
 | planning        | holds when                                                                                       |
 |-----------------|--------------------------------------------------------------------------------------------------|
-| emergency_brake | a walker is on or about to step into our way within 40 m and the plan slows or stands; or a vehicle ahead or cutting in makes the plan brake with 3 m/s^2 or more |
+| emergency_brake | a walker is on or about to step into our way within 40 m, we would meet, and the plan slows or crawls; or a vehicle ahead or cutting in makes the plan brake with 3 m/s^2 or more |
 | give_way        | a siren behind up to 40 m (and until it is 6 m ahead); or a vehicle that crosses, comes towards or cuts in makes the plan slow or stand, and no red light does |
 | traffic_sign    | a red light or a stop sign governs our way within 40 m; a yellow light, if the plan slows for it |
 | parking_exit    | the route asks for the way out of a parking place                                                |
 | overtaking      | something that stands or crawls is in our lane within 30 m and the plan goes around it or waits to; until it lies 4 m behind |
 | merging         | the route asks for a lane change that is not done yet                                            |
-| normal          | nothing of that; the target is then the vehicle ahead (nearer than 4 m + 2 s), an obstacle or a light within 40 m |
+| normal          | nothing of that; the target is then who cuts in or drives ahead (nearer than 6 m + 2.5 s), an obstacle or a light within 40 m |
 
 `general` of planning is for moments without a plan. Camera: the one that faces a siren; the rear side of the lane that is to be
-joined or, where that lane comes towards us, its front side; the one that sees somebody who crosses or cuts in best, if it isn't the
-front; in a turn the front side towards the exit; else `back`.
+joined or, where that lane comes towards us, its front side; the front side from
+which somebody crosses to whom we give way; the one that sees somebody who steps or cuts in best, if it isn't the front; in a turn the front side towards the exit; else `back`.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,6 @@ HALF_WIDTH = 0.95  # m of the ego
 FRONT = 2.3  # m from the ego's centre to its bumper
 PASS_FROM = 30.0  # m before an obstacle from which passing it is the plan
 LOOK_TIMES = np.arange(0.25, 5.01, 0.25)  # s ahead for which others are extrapolated
-CRAWLING = 3.0  # m/s
 PARKING = ('parking_exit', 'ParkingExit', 'ParkingExits')
 LANE_CHANGE = (Command.LANE_LEFT, Command.LANE_RIGHT)
 
@@ -70,6 +69,7 @@ class _Course:
         self.stands = self.now < 0.6 and self.distance < 1.5
         self.stops = self.last < 0.5
         self.slows = self.now - self.slowest > 1.5 or self.stops or self.stands
+        self.crawls = self.last < min(self.now + 0.5, 4.0)
         cos, sin = math.cos(scene.ego.yaw), math.sin(scene.ego.yaw)
         turn = np.array([[cos, sin], [-sin, cos]])
         world = np.vstack([[0.0, 0.0], plan.xy]) @ turn + (scene.ego.x, scene.ego.y)
@@ -93,8 +93,10 @@ class _Moment:
         self.seen = look(scene, self.road)
         self.cause = decision.get('cause', '')
         self.reason = decision.get('actor_id')
+        self.yields = decision.get('longitudinal', 'cruise') != 'cruise'
         self.command = scene.guidance.command
         self.width = self.road.at(scene.progress, scene.corridor.lane_width)
+        self.limit = self.road.at(scene.progress, scene.corridor.speed_limit)
 
     def is_reason(self, one: Sighting, *causes: str) -> bool:
         """Say whether the expert named this actor as its reason."""
@@ -107,7 +109,7 @@ class _Moment:
             one
             for one in self.seen
             if one.actor.kind == 'walker' and one.distance < NEAR_ENOUGH and one.s > 0
-            if self._steps_in(one) or self.is_reason(one, 'crossing', 'lead')
+            if self._steps_in(one) or (self.yields and self.is_reason(one, 'crossing'))
         ]
         return min(found, key=lambda one: one.s, default=None)
 
@@ -132,11 +134,11 @@ class _Moment:
             if one.actor.kind != 'vehicle' or one.aligned < 0.7 or one.s <= 0 or _stands(one):
                 continue
             side = abs(one.d - self.course.offset(one.s)) - one.half_d
-            if side < HALF_WIDTH and not self._cuts_in(one):
+            if side < HALF_WIDTH:
                 gap = one.gap - FRONT
                 closing = self.course.now - one.v_s
                 soon = closing > 0.5 and gap / closing < 5.0
-                if gap < 4.0 + 2.0 * self.course.now or soon or self.is_reason(one, 'lead'):
+                if gap < 6.0 + 2.5 * self.course.now or soon:
                     found.append(one)
         return min(found, key=lambda one: one.s, default=None)
 
@@ -147,6 +149,7 @@ class _Moment:
             one
             for one in self.seen
             if one.actor.kind == 'vehicle' and one.aligned > 0.7 and self._cuts_in(one)
+            if one.parallel > 0.7
         ]
         return min(found, key=lambda one: one.s, default=None)
 
@@ -176,9 +179,13 @@ class _Moment:
                 continue
             if one is self.lead or one is self.cutter or one is self.siren:
                 continue
+            if one.aligned > 0.7 and _along_road(one):
+                continue  # it drives with us
             meets = self._meets(one)
-            if self.is_reason(one, 'gap') and one.distance < 60.0:
-                meets = min(meets, 20.0)
+            if self.is_reason(one, 'gap'):
+                meets = min(meets, 1.0)
+            elif self.cause and not self.course.stops and not self.course.stands:
+                continue  # an expert slows for something else, as for the turn itself
             if meets < math.inf:
                 found.append((meets, one))
         return min(found, key=lambda pair: pair[0], default=(0, None))[1]
@@ -188,8 +195,7 @@ class _Moment:
         speed = math.hypot(one.v_s, one.v_d)
         if speed < 0.7:
             return math.inf
-        along_road = abs(one.aligned) > 0.94 and abs(one.v_d) < 0.4 and abs(one.d) < 9.0
-        if along_road:
+        if _along_road(one):
             s, d = one.s + one.v_s * LOOK_TIMES, np.full(len(LOOK_TIMES), one.d)
         else:
             vx, vy = one.actor.velocity
@@ -198,8 +204,6 @@ class _Moment:
             s = s - self.scene.progress
         ours = np.array([self.course.offset(place) for place in s])
         inside = (np.abs(d - ours) < one.half_d + HALF_WIDTH + 0.4) & (s > 1.0) & (s < 45.0)
-        if one.aligned > 0.7 and along_road:
-            return math.inf  # it drives with us
         if not inside.any():
             return math.inf
         first, last = LOOK_TIMES[inside][0], LOOK_TIMES[inside][-1]
@@ -214,11 +218,10 @@ class _Moment:
         for one in self.seen:
             if one.actor.kind not in ('vehicle', 'static') or one.s + one.half_s < -4.0:
                 continue
-            crawls = (
-                one.actor.kind == 'vehicle'
-                and one.aligned > 0.7
-                and one.v_s < CRAWLING
-                and self.is_reason(one, 'static_ahead')
+            beside = abs(self.course.offset(one.s) - one.d) > one.half_d + HALF_WIDTH
+            crawls = one.aligned > 0.7 and one.v_s < 0.7 * self.limit
+            crawls &= (beside and self.course.s.max() > one.s) or self.is_reason(
+                one, 'static_ahead'
             )
             blocks = abs(one.d) - one.half_d < HALF_WIDTH + 0.3
             if blocks and one.gap < NEAR_ENOUGH and (_stands(one) or crawls):
@@ -260,6 +263,10 @@ class _Moment:
         return side if angle > 0.3 else ''
 
 
+def _along_road(one: Sighting) -> bool:
+    return abs(one.aligned) > 0.94 and abs(one.v_d) < 0.4 and abs(one.d) < 9.0
+
+
 def _stands(one: Sighting) -> bool:
     return one.actor.kind == 'static' or one.actor.type_id == 'vehicle.parked'
 
@@ -284,7 +291,7 @@ def label(
     }
     return Labels(
         skills=skills,
-        camera=_camera(moment, planning, target, motion),
+        camera=_camera(moment, planning, target, motion, side),
         target=target,
         motion=motion,
         side=side,
@@ -308,7 +315,7 @@ def _planning(moment: _Moment) -> tuple[str, Sighting | None]:
     if control is not None:
         red = control.actor.state == 'red' or control.actor.kind == 'traffic_sign'
         red |= control.actor.state == 'yellow' and course.slows
-    if moment.walker is not None and course.slows:
+    if moment.walker is not None and (course.slows or course.crawls):
         return 'emergency_brake', moment.walker
     for vehicle in (moment.cutter, moment.lead):
         if vehicle is not None and course.braking >= HARD and vehicle.s > 0:
@@ -317,10 +324,11 @@ def _planning(moment: _Moment) -> tuple[str, Sighting | None]:
         return 'give_way', moment.siren
     changing = moment.command in LANE_CHANGE
     waits = red and control.actor.stop_distance > 2.5
-    if course.slows and not changing and not waits:
-        for vehicle in (moment.crosser, moment.cutter):
-            if vehicle is not None:
-                return 'give_way', vehicle
+    if not changing and not waits:
+        if moment.crosser is not None and course.slows:
+            return 'give_way', moment.crosser
+        if moment.cutter is not None and course.last < course.now - 0.5:
+            return 'give_way', moment.cutter
     if red:
         return 'traffic_sign', control
     if changing:
@@ -329,7 +337,8 @@ def _planning(moment: _Moment) -> tuple[str, Sighting | None]:
     obstacle = moment.obstacle
     if obstacle is not None and obstacle.gap < PASS_FROM:
         return 'overtaking', obstacle
-    return 'normal', moment.lead or obstacle or control
+    near = [one for one in (moment.cutter, moment.lead) if one is not None]
+    return 'normal', min(near, key=lambda one: one.s, default=obstacle or control)
 
 
 def _perception(target: Sighting | None) -> str:
@@ -359,19 +368,22 @@ def _prediction(moment: _Moment, planning: str, target: Sighting | None) -> tupl
     if target is moment.cutter:
         return 'cuts_in', 'cut_in', side
     if target is moment.crosser and planning == 'give_way':
-        if target.aligned < -0.7:
+        if target.parallel < -0.7:
             return 'towards', 'approaching', ''
-        return 'crosses', 'crossing', side
+        across = side if abs(target.v_d) < 0.5 else 'right' if target.v_d > 0 else 'left'
+        return 'crosses', 'crossing', across
     if target.actor.state == 'braking':
         return 'slows', 'slowing', ''
     if target.v_s < 0.7:
         return 'stands', 'slowing', ''
-    if target.v_s < CRAWLING and moment.course.now - target.v_s > -1.0:
+    if moment.course.now - target.v_s > 1.5:
         return 'slows', 'slowing', ''
     return 'goes_on', GENERAL, ''
 
 
-def _camera(moment: _Moment, planning: str, target: Sighting | None, motion: str) -> str:
+def _camera(
+    moment: _Moment, planning: str, target: Sighting | None, motion: str, side: str
+) -> str:
     if target is not None and target is moment.siren:
         return _best(target)
     if planning == 'parking_exit':
@@ -380,6 +392,8 @@ def _camera(moment: _Moment, planning: str, target: Sighting | None, motion: str
         return 'back_left' if moment.offset < 0 else 'back_right'
     if planning == 'overtaking':
         return _overtaking_camera(moment, target)
+    if planning == 'give_way' and motion == 'crosses':
+        return f'front_{side}'
     if motion in ('crosses', 'cuts_in') and 'front' not in target.cameras:
         return _best(target)
     if moment.turn:
@@ -389,7 +403,7 @@ def _camera(moment: _Moment, planning: str, target: Sighting | None, motion: str
 
 def _best(target: Sighting) -> str:
     seen = [name for name in target.cameras if name in CAMERAS]
-    return seen[0] if seen and target.cameras[0] != 'front' else DEFAULT_CAMERA
+    return seen[0] if target.cameras[:1] != ('front',) and seen else DEFAULT_CAMERA
 
 
 def _overtaking_camera(moment: _Moment, target: Sighting) -> str:
@@ -420,10 +434,10 @@ def _action(moment: _Moment, planning: str, target: Sighting | None) -> str:
         return 'wait'
     if course.braking >= HARD and course.now > 1.5 and target is not None:
         return 'brake_hard'
-    if target is not None and target is moment.siren:
-        return 'pull_over' if not course.stops else 'stop'
     if course.stops:
         return 'stop'
+    if target is not None and target is moment.siren and course.d[-1] < moment.offset - 0.3:
+        return 'pull_over'
     if planning == 'parking_exit':
         return 'pull_out'
     if planning == 'merging':
@@ -442,12 +456,3 @@ def _action(moment: _Moment, planning: str, target: Sighting | None) -> str:
     if moment.turn:
         return f'turn_{moment.turn}'
     return 'keep_going'
-
-
-def flicker(labels: Sequence[Labels], level: str) -> int:
-    """Count stretches of a single frame whose skill differs from that of both neighbours, which agree."""
-    names = [one.skills[level] for one in labels]
-    return sum(
-        before == after != now
-        for before, now, after in zip(names, names[1:], names[2:], strict=False)
-    )

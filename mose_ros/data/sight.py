@@ -22,6 +22,7 @@ RANGES = {  # m from the ego; further away nobody is looked at
     'static': 45.0,
 }
 COVERED = 0.6  # share of its height from which something counts as hidden
+BESIDE = 12.0  # m within which nothing is lost: in a row of cones each covers the next, and the cameras leave gaps
 SCENERY = ('static.building', 'static.tree', 'static.lamp')
 
 
@@ -76,6 +77,7 @@ class Sighting:
     v_s: float  # m/s along the way
     v_d: float
     aligned: float  # cosine between its direction and that of the way
+    parallel: float  # cosine between its direction and that of the ego
     cameras: tuple[str, ...]  # that see it, the largest picture first
 
     @property
@@ -102,7 +104,7 @@ def look(scene: Scene, road: Road) -> list[Sighting]:
     headings = road.heading(s)
     for (distance, actor, x, y), along, across, heading in zip(seen, s, d, headings, strict=True):
         cameras = cameras_that_see(x, y, actor)
-        if not cameras:
+        if not cameras and distance > BESIDE:
             continue
         turn = actor.yaw - heading
         c, n = math.cos(heading), math.sin(heading)
@@ -121,6 +123,7 @@ def look(scene: Scene, road: Road) -> list[Sighting]:
                 v_s=c * vx + n * vy,
                 v_d=c * vy - n * vx,
                 aligned=math.cos(turn),
+                parallel=math.cos(actor.yaw - ego.yaw),
                 cameras=cameras,
             )
         )
@@ -151,7 +154,7 @@ def cameras_that_see(x: float, y: float, actor: Actor) -> tuple[str, ...]:
 def _is_hidden(one, nearer, ego_yaw: float) -> bool:
     """Say whether those that are nearer cover the middle and both flanks of an actor, and most of its height."""
     distance, actor, x, y = one
-    if not nearer:
+    if not nearer or distance < BESIDE:
         return False
     bearing = math.atan2(y, x)
     flank = 0.35 * _half_angle(actor, distance, bearing, ego_yaw)
