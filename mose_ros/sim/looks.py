@@ -484,12 +484,12 @@ def _building(size, state, rng):
             -roof[0], roof[0], -roof[1], roof[1], height, height + 0.4, _mix(wall, (0, 0, 0), 0.35)
         ),
     ]
-    floors = int(np.clip(height // 3.2, 1, 7))
+    floors = int(np.clip(height // 3.2, 1, 5))
     storey = height / floors
     for turn, (span, out) in enumerate(
         ((width, half), (length, side), (width, half), (length, side))
     ):
-        columns = int(np.clip(span // 3.5, 1, 8))
+        columns = int(np.clip(span // 3.8, 1, 5))
         pitch = span / columns
         y, z = np.meshgrid(
             (np.arange(columns) + 0.5) * pitch - span / 2, (np.arange(floors) + 0.5) * storey
@@ -621,7 +621,7 @@ def meadow(surfaces, light: Light, seed: int) -> Mesh:
     edges = np.concatenate([side for one in surfaces for side in (one.left, one.right)])
     low, high = edges.min(0) - 60, edges.max(0) + 60
     rng = np.random.default_rng(zlib.crc32(f'meadow:{seed}'.encode()))
-    count = int(np.clip(np.prod(high - low) / 150, 1, 800))
+    count = int(np.clip(np.prod(high - low) / 300, 1, 350))
     centres = rng.uniform(low, high, (count, 2))
     reach = rng.uniform(0.8, 3.5, (count, 1)) * rng.uniform(0.8, 1.25, (count, 6))
     angle = np.arange(6) * (np.pi / 3) + rng.uniform(0, 1, (count, 1))

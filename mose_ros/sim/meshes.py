@@ -110,13 +110,16 @@ def circle(
 
 
 def loft(rings: Sequence[Float[np.ndarray, 'K 3']], color: Color, *, glow: bool = False) -> Mesh:
-    """Return the closed solid through those rings, from bottom to top, each counter-clockwise seen from above."""
+    """Return the solid through those rings, from bottom to top, each counter-clockwise seen from above.
+
+    What stands on the ground has no underside: nobody sees it.
+    """
     rings = np.asarray(rings, float)
     lower, upper = rings[:-1], rings[1:]
     sides = np.stack(
         [lower, np.roll(lower, -1, axis=1), np.roll(upper, -1, axis=1), upper], 2
     ).reshape(-1, 4, 3)
-    caps = np.stack([rings[0][::-1], rings[-1]])
+    caps = rings[-1:] if rings[0, 0, 2] == 0 else np.stack([rings[0][::-1], rings[-1]])
     return join([polygons(sides, color, glow=glow), polygons(caps, color, glow=glow)])
 
 
