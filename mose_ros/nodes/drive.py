@@ -169,11 +169,12 @@ def _start(options, processes: Processes, folder: Path) -> None:
     environment = {'ROS_LOG_DIR': str(folder / 'ros'), 'RCUTILS_COLORIZED_OUTPUT': '0'}
     environment |= {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
     bundle = ['-p', f'bundle:={Path(options.bundle).resolve()}']
+    wait = ['-p', f'wait_for:=[{", ".join((*NODES, "monitor"))}]']
     if options.frames:
-        own = ['-p', f'frames:={Path(options.frames).resolve()}']
+        own = [*wait, '-p', f'frames:={Path(options.frames).resolve()}']
         processes.start('replay', 'mose_ros.nodes.replay_node', [*common, *own], environment)
     else:
-        own = ['-p', f'family:={options.family}', '-p', f'seed:={options.seed}']
+        own = [*wait, '-p', f'family:={options.family}', '-p', f'seed:={options.seed}']
         own += ['-p', f'renderer:={options.renderer}']
         processes.start('simulator', 'mose_ros.nodes.simulator_node', [*common, *own], environment)
     for name in NODES:
@@ -227,7 +228,8 @@ class _Show:
         self._started = started
         self._memory: list[dict[str, float]] = []
         self.result: dict = {}
-        self._title = options.frames or f'{options.family}  seed {options.seed}'
+        episode = f'{options.family}  seed {options.seed}'
+        self._title = Path(options.frames).name if options.frames else episode
         self._film = None
         if options.video:
             from mose_ros.nodes.film_crew import FilmCrew

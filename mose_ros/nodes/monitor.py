@@ -10,7 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo, Image
-from std_msgs.msg import Bool, Float32, String
+from std_msgs.msg import Bool, Float32, Header, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from mose_ros.core import rig
@@ -52,6 +52,9 @@ class Monitor(Node):
         self.outcome: dict[str, str] = {}
         self.states: dict[str, DiagnosticStatus] = {}
         self._hear(role, with_pictures)
+        # the simulator waits for it, so that no frame is missed in the figures
+        self._heartbeat = self.create_publisher(Header, '~/heartbeat', 10)
+        self.create_timer(0.2, lambda: self._heartbeat.publish(Header(frame_id='active')))
 
     def _hear(self, role: str, with_pictures: bool) -> None:
         hear, carla = self.create_subscription, f'/carla/{role}'
