@@ -178,6 +178,11 @@ def _summarise(root: Path, folders: Sequence[Path], target: Target, skipped) -> 
         raise ValueError(f'{root}: none of {len(skipped)} clips could be labelled; see the log')
     actions = Normalizer.fit(np.asarray(trajectories, np.float32))
     proprio = _fit_proprio(np.asarray(states, np.float32))
+    if (root / DATASET).is_file():  # models were trained in its units
+        known = json.loads((root / DATASET).read_text(encoding='utf-8'))
+        if np.shape(known['action_low']) == actions.low.shape and known['dt'] == target.dt:
+            actions, proprio = normalizer(known, 'action'), normalizer(known, 'proprio')
+            _LOG.info('kept the normalisers of %s; remove it to fit them anew', root / DATASET)
     return {
         'clips': len(folders),
         'frames': frames,

@@ -56,6 +56,12 @@ class Job:
         return np.random.default_rng([purpose, self.round, self.seed, FAMILIES.index(self.family)])
 
 
+def round_of(clip: str) -> int:
+    """Return the DAgger round of a clip by its name; 0 for the expert's own and for foreign clips."""
+    tail = clip.rpartition('_r')[2]
+    return int(tail) if '_r' in clip and tail.isdigit() else 0
+
+
 def jobs(config: Collect) -> list[Job]:
     """Return all episodes of a config; ValueError for an unknown family or a seed kept for evaluation."""
     unknown = sorted(set(config.families) - set(FAMILIES))
@@ -140,9 +146,9 @@ def _record_chunk(chunk: Sequence[Job], config: Collect, out: str, camera_size) 
 
 
 def _load_policy(bundle: str) -> Policy:
-    from mose_ros.engine.policy import BundlePolicy
+    from mose_ros.engine.policy import Policy as BundlePolicy  # onnxruntime only where one drives
 
-    return BundlePolicy(bundle)
+    return BundlePolicy.load(bundle, threads=1)
 
 
 class Disturbance:
@@ -216,7 +222,10 @@ def _record(world: World, job: Job, config: Collect, out: Path, learner: Policy 
         while not world.outcome.done and scene.time < config.max_seconds:
             ideal = expert.plan(None, scene).trajectory
             observation = world.observation()
-            semantics = world.semantics() if config.semantics else None
+            draws = (
+                config.semantics_every and (written + len(behind)) % config.semantics_every == 0
+            )
+            semantics = world.semantics() if draws else None
             driven = drivers.choose(ideal, observation, scene, stride)
             frame = {'expert': ideal, 'decision': asdict(expert.reason), 'semantics': semantics}
             behind.append((scene, observation.images, frame))

@@ -35,7 +35,9 @@ class Collect:
     disturb_seconds: float = 0.9  # length of a burst, on average
     disturb_lateral: float = 2.0  # m/s^2 across, standard deviation of what a burst adds
     disturb_lengthwise: float = 1.5  # m/s^2 along
-    semantics: bool = False  # store the semantic pictures too, for the auxiliary task
+    semantics_every: int = (
+        0  # every n-th stored frame has class pictures, for the auxiliary loss; 0: none
+    )
     policy: str = ''  # a bundle that drives (DAgger); labels stay the expert's
     round: int = 0  # DAgger round, part of the clip's name
     expert_share: float = 0.3  # of the time the expert drives although a policy is given

@@ -6,14 +6,23 @@ exactly the samples that it would have seen. Pictures go through `core.vision` a
 
 import json
 import sys
+import zlib
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
-from jaxtyping import Float, Int64
+import torch
+from jaxtyping import Float, Int64, UInt8
 
-from mose_ros.training import annotate
+from mose_ros.core import action, prompt, vision
+from mose_ros.core.prompt import IM_END, Tokenizer
+from mose_ros.core.types import COMMANDS, EgoState, Guidance
+from mose_ros.modeling.batch import Batch
+from mose_ros.modeling.config import DriverConfig
+from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
 
 UNKNOWN = -1  # a label that no loss looks at
@@ -42,10 +51,11 @@ class Index:
         return len(self.clip)
 
     @classmethod
-    def load(cls, root: str | Path, model: DriverConfig) -> 'Index':
-        """Read the labels of all annotated clips; ValueError when there are none or they belong to another model."""
+    def load(cls, root: str | Path, model: DriverConfig, rounds: int = 0) -> 'Index':
+        """Read the labels of all annotated clips up to a DAgger round; ValueError when none are there or they fit another model."""
         root = Path(root)
-        names = tuple(sorted(path.parent.name for path in root.glob(f'*/{annotate.LABELS}')))
+        names = sorted(path.parent.name for path in root.glob(f'*/{annotate.LABELS}'))
+        names = tuple(name for name in names if collect.round_of(name) <= rounds)
         if not names:
             raise ValueError(
                 f'{root} holds no annotated clip; run `python -m mose_ros.training annotate` first'
@@ -83,11 +93,16 @@ class Index:
             family=tuple(map(sys.intern, column['family'])),
         )
 
+    def camera_places(self, cameras: Sequence[str]) -> Int64[np.ndarray, 'N']:
+        """Return where each frame's labelled camera stands among these."""
+        known = {name: place for place, name in enumerate(cameras)}
+        return np.array([known.get(name, UNKNOWN) for name in self.camera])
+
     def split(self, validation: bool, config: Data) -> Int64[np.ndarray, 'M']:
         """Return the frames of the training or of the validation clips; a clip is wholly on one side."""
-        order = np.random.default_rng(config.seed).permutation(len(self.clips))
-        count = max(1, round(config.validation_share * len(order))) if len(order) > 1 else 0
-        held = np.isin(self.clip, order[:count])
+        # by a hash of the name: more clips, in any order, never move one to the other side
+        places = [zlib.crc32(f'{config.seed}:{name}'.encode()) / 2**32 for name in self.clips]
+        held = np.array([place < config.validation_share for place in places])[self.clip]
         return np.flatnonzero(held if validation else ~held)
 
     def chances(self, frames: Int64[np.ndarray, 'M'], config: Data) -> Float[np.ndarray, 'M']:
@@ -135,6 +150,7 @@ class Samples(torch.utils.data.Dataset):
         known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
         self._actions = annotate.normalizer(known, 'action')
         self._states = annotate.normalizer(known, 'proprio')
+        self._patch_of = _patch_numbers(model) * model.semantic_classes
         self._candidates = [name for name in model.cameras if name not in config.fixed_views]
 
     def __getitem__(self, key: Key) -> dict[str, np.ndarray]:
@@ -147,12 +163,17 @@ class Samples(torch.utils.data.Dataset):
         if random is not None and random.random() < self._config.still:
             older = newest
         look = Look.draw(random, self._config.photometric)
-        now = {name: self._picture(i, newest, name) for name in alive}
+        whole = {name: self._picture(i, newest, name) for name in names}
         views = [
-            np.stack([now[name] if older == newest else self._picture(i, older, name), now[name]])
+            [whole[name] if older == newest else self._picture(i, older, name), whole[name]]
             for name in names
         ]
         glance = model.glance
+        # cameras that are only glanced at are decoded at half size
+        now = {name: whole.get(name) for name in alive}
+        now = {
+            n: self._picture(i, newest, n, half=True) if p is None else p for n, p in now.items()
+        }
         thumbnails, present = vision.glance(now, model.cameras, glance.width, glance.height)
         thumbnails[present > 0] = look.recolour(thumbnails[present > 0])
         camera = index.camera[i] if index.camera[i] in alive else ''
@@ -170,6 +191,10 @@ class Samples(torch.utils.data.Dataset):
         if model.semantic_classes:
             sample['semantics'] = np.stack([self._classes(i, name) for name in names])
         return sample
+
+    def metres(self, actions: torch.Tensor) -> Float[np.ndarray, 'B H 2']:
+        """Return normalised trajectories in metres."""
+        return self._actions.decode(actions.float().cpu().numpy())
 
     def _alive(self, views: int, random) -> list[str]:
         fixed = self._config.fixed_views
@@ -189,17 +214,30 @@ class Samples(torch.utils.data.Dataset):
                 chosen = []
         return [*fixed, *(chosen + others)[: views - len(fixed)]]
 
-    def _picture(self, i: int, frame: int, camera: str) -> UInt8[np.ndarray, 'H W 3']:
-        """Return a camera's picture at view size."""
+    def _picture(
+        self, i: int, frame: int, camera: str, half: bool = False
+    ) -> UInt8[np.ndarray, 'H W 3']:
+        """Return a camera's picture at view size, or small enough for a glance."""
         index, view = self._index, self._model.vision
         folder = index.root / index.clips[index.clip[i]] / 'camera' / f'rgb_{camera}'
-        image = _read(folder / f'{frame:05d}.jpg', cv2.IMREAD_COLOR_RGB)
+        path = folder / f'{frame:05d}.jpg'
+        if half:
+            return np.ascontiguousarray(_read(path, cv2.IMREAD_REDUCED_COLOR_2)[:, :, ::-1])
+        image = _read(path, cv2.IMREAD_COLOR_RGB)
         return vision.resize(image, view.view_width, view.view_height)
 
-    def _patches(self, view: UInt8[np.ndarray, 'F H W 3'], look: 'Look', random):
-        values = look.recolour(vision.normalize(look.blur(view)), channels_last=True)
-        values = look.add_noise(values, random)
-        return vision.patchify(values, self._model.vision.patch, self._model.vision.merge)
+    def _patches(self, view: Sequence[np.ndarray], look: 'Look', random):
+        """Return `patchify(normalize(...))` of a changed view; the colours last, where they are quick."""
+        config = self._model.vision
+        patches = vision.patchify(np.stack(look.blur(view)), config.patch, config.merge)
+        span = config.frames * config.patch**2  # numbers of a colour in a patch
+        std = np.asarray(vision.CLIP_STD, np.float32)
+        offset = look.offset - look.gain * np.asarray(vision.CLIP_MEAN, np.float32) / std
+        patches *= np.repeat(look.gain / (255 * std), span)
+        patches += np.repeat(offset, span)
+        if look.noise:
+            patches += look.noise * random.standard_normal(patches.shape, dtype=np.float32)
+        return patches
 
     def _classes(self, i: int, camera: str) -> Float[np.ndarray, 'N K']:
         """Return the share of each class in each patch; zeros where no class picture was recorded."""
@@ -211,11 +249,8 @@ class Samples(torch.utils.data.Dataset):
         image = _read(path, cv2.IMREAD_GRAYSCALE)
         size = (view.view_width, view.view_height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
-        one_hot = np.eye(count, dtype=np.float32)[image]
-        (rows, columns), patch, merge = view.grid, view.patch, view.merge
-        blocks = one_hot.reshape(rows, patch, columns, patch, count).mean(axis=(1, 3))
-        groups = blocks.reshape(rows // merge, merge, columns // merge, merge, count)
-        return groups.transpose(0, 2, 1, 3, 4).reshape(rows * columns, count)
+        places = np.bincount((self._patch_of + image).ravel(), minlength=view.patches * count)
+        return (places / view.patch**2).astype(np.float32).reshape(view.patches, count)
 
     def _text(self, i: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the tokens of question and answer, not padded yet."""
@@ -232,6 +267,15 @@ class Samples(torch.utils.data.Dataset):
             'position_ids': np.concatenate([places, np.tile(following, (3, 1))], axis=1),
             'prompt_lengths': np.int64(len(question)),
         }
+
+
+def _patch_numbers(model: DriverConfig) -> Int64[np.ndarray, 'H W']:
+    """Return for each pixel of a view which patch it lies in, in the order of `vision.patchify`."""
+    view = model.vision
+    (rows, columns), merge = view.grid, view.merge
+    order = np.arange(rows * columns).reshape(rows // merge, columns // merge, merge, merge)
+    grid = order.transpose(0, 2, 1, 3).reshape(rows, columns)
+    return np.kron(grid, np.ones((view.patch, view.patch), np.int64))
 
 
 def _read(path: Path, mode: int) -> np.ndarray:
@@ -273,22 +317,15 @@ class Look:
             sigma=random.uniform(0.4, 0.9) if random.random() < 0.3 else 0.0,
         )
 
-    def blur(self, frames: UInt8[np.ndarray, 'F H W 3']) -> UInt8[np.ndarray, 'F H W 3']:
+    def blur(self, frames: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Return the frames less sharp."""
         if not self.sigma:
             return frames
-        return np.stack([cv2.GaussianBlur(frame, (3, 3), self.sigma) for frame in frames])
+        return [cv2.GaussianBlur(frame, (3, 3), self.sigma) for frame in frames]
 
-    def recolour(self, values: np.ndarray, channels_last: bool = False) -> np.ndarray:
+    def recolour(self, thumbnails: Float[np.ndarray, 'C 3 h w']) -> Float[np.ndarray, 'C 3 h w']:
         """Return normalised pictures brighter or darker, with more or less contrast."""
-        shape = (3,) if channels_last else (3, 1, 1)
-        return values * self.gain.reshape(shape) + self.offset.reshape(shape)
-
-    def add_noise(self, values: np.ndarray, random) -> np.ndarray:
-        """Return normalised pictures with the noise of a sensor."""
-        if not self.noise:
-            return values
-        return values + self.noise * random.standard_normal(values.shape, dtype=np.float32)
+        return thumbnails * self.gain[:, None, None] + self.offset[:, None, None]
 
 
 def collate(samples: Sequence[dict[str, np.ndarray]]) -> Batch:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
+from mose_ros.sim.looks import CLASSES
 from mose_ros.training.config import Collect, Data
 
 STAGES = ('router', 'sft', 'action')
@@ -27,6 +28,7 @@ class Stage:
     ema: float = 0.998  # of the weights, for export; its warm-up is (1 + step) / (10 + step)
     seed: int = 0
     trainable: str = 'all'  # 'all', or prefixes of parameter names, comma-separated
+    teacher_forcing: float = 1.0  # share of samples whose skills are the labelled ones
     losses: LossWeights = field(default_factory=LossWeights)
     # how often, in steps unless said otherwise
     log_every: int = 20
@@ -52,15 +54,25 @@ class Training:
 def _tiny() -> Training:
     # From scratch there is no backbone to keep, so all stages train the whole network: the first gives it eyes (routers,
     # classes of patches, flow), the second adds language, the third trains everything together.
-    eyes = LossWeights(text=0, routers=0.5, flow=1, action_router=0.2, view_router=0.5)
-    speech = replace(eyes, text=0.5, routers=0.3, view_router=0.3)
-    deed = replace(eyes, text=0.25, routers=0.2, view_router=0.2)
+    eyes = LossWeights(
+        text=0, routers=0.5, flow=1, action_router=0.2, view_router=0.5, semantics=0.5
+    )
+    speech = replace(eyes, text=0.5, routers=0.3, view_router=0.3, semantics=0.25)
+    deed = replace(eyes, text=0.25, routers=0.2, view_router=0.2, semantics=0.1)
     return Training(
         preset='tiny',
-        model=modeling_config.PRESETS['tiny'],
-        router=Stage(steps=1500, learning_rate=1.5e-3, losses=eyes),
-        sft=Stage(steps=1500, learning_rate=1.2e-3, losses=speech),
-        action=Stage(steps=6000, learning_rate=1.2e-3, losses=deed, ema=0.999),
+        model=replace(modeling_config.PRESETS['tiny'], semantic_classes=len(CLASSES)),
+        collect=Collect(semantics_every=3),
+        router=Stage(steps=1500, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
+        sft=Stage(steps=1500, learning_rate=1.2e-3, losses=speech, bfloat16=True),
+        action=Stage(
+            steps=6000,
+            learning_rate=1.2e-3,
+            losses=deed,
+            ema=0.999,
+            bfloat16=True,
+            teacher_forcing=0.7,
+        ),
     )
 
 

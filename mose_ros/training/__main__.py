@@ -1,0 +1,225 @@
+"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all`.
+
+Everything of a run lies under --work: data/ (clips), router/, sft/, action/ (checkpoints, metrics, model/), bundle/. The same
+command again goes on where it was stopped, and does nothing where all is done.
+"""
+
+import argparse
+import json
+import logging
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from mose_ros.core.types import FAMILIES
+from mose_ros.training import annotate, collect, presets, stages
+from mose_ros.training.config import override, resolve, write_json
+from mose_ros.training.presets import STAGES, Training
+
+_LOG = logging.getLogger(__name__)
+CONFIG = 'config.json'
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; return the exit status."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
+    logging.getLogger('OpenGL').setLevel(logging.WARNING)
+    try:
+        training = _resolve(options)
+        run = Run(training, options)
+        for verb in _VERBS if options.verb == 'all' else [options.verb]:
+            getattr(run, verb)()
+        if options.verb == 'all':
+            run.dagger()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('stopped; the same command goes on from here', file=sys.stderr)
+        return 130
+    return 0
+
+
+_VERBS = ('collect', 'annotate', *STAGES, 'export')
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog='python -m mose_ros.training', description=__doc__)
+    parser.add_argument('verb', choices=[*_VERBS, 'all'])
+    parser.add_argument('--preset', default='tiny', help=f'one of {", ".join(presets.PRESETS)}')
+    parser.add_argument('--work', type=Path, help='folder of the run (default: runs/PRESET)')
+    parser.add_argument('--data', type=Path, help='folder of the clips (default: WORK/data)')
+    parser.add_argument('--out', type=Path, help='of collect: as --data; of export: the bundle')
+    parser.add_argument('--checkpoint', type=Path, help='of export: the model (default: the last)')
+    parser.add_argument(
+        '--set', action='append', default=[], metavar='STAGE.FIELD=VALUE', dest='settings'
+    )
+    parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
+    parser.add_argument('--seeds', help='of collect, as 0-399; 20000 and more are for evaluation')
+    parser.add_argument('--processes', type=int, help='of collect and annotate')
+    parser.add_argument('--policy', default='', help='of collect: a bundle that drives (DAgger)')
+    parser.add_argument('--round', type=int, default=0, help='DAgger round to collect or train')
+    parser.add_argument('--dagger-rounds', type=int, default=0, help='of all: rounds after export')
+    parser.add_argument('--max-minutes', type=float, default=math.inf, help='of each stage')
+    parser.add_argument('--threads', type=int, default=0, help='of torch (default: all cores)')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument('--allow-changes', action='store_true', help='go on with other settings')
+    parser.add_argument('--name', default='', help='of the bundle (default: mose-PRESET)')
+    parser.add_argument('--json', type=Path, help='of export: where the parity report goes')
+    parser.add_argument('--quiet', action='store_true', help='no progress bars')
+    return parser
+
+
+def _resolve(options) -> Training:
+    training = override(presets.preset(options.preset), options.settings)
+    changes = {}
+    if options.families and options.families != 'all':
+        changes['families'] = tuple(options.families.split(','))
+    for name in ('seeds', 'processes'):
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
+    if options.policy:
+        changes['policy'] = options.policy
+        options.round = options.round or 1
+    changes['round'] = options.round
+    return replace(training, collect=replace(training.collect, **changes))
+
+
+class Run:
+    """A training run in its folder."""
+
+    def __init__(self, training: Training, options):
+        self.training, self.options = training, options
+        self.work = options.work or Path('runs') / training.preset
+        self.data = (
+            options.data or (options.verb == 'collect' and options.out) or self.work / 'data'
+        )
+        self.bar = not options.quiet
+        self.round = options.round
+
+    def collect(self) -> None:
+        """Record what is not recorded yet."""
+        found = collect.collect(self.training.collect, self.data, bar=self.bar)
+        for family, counts in found.items():
+            _LOG.info('%s: %s', family, counts)
+
+    def annotate(self) -> None:
+        """Label what is not labelled yet."""
+        model = self.training.model.action
+        target = annotate.Target(horizon=model.horizon, dt=model.dt, data=self.training.data)
+        processes = self.training.collect.processes
+        found = annotate.annotate(self.data, target, processes=processes, bar=self.bar)
+        _LOG.info(
+            '%d frames of %d clips, %d skipped; %s',
+            found['frames'],
+            found['clips'],
+            len(found['skipped']),
+            found['counts'],
+        )
+
+    def router(self) -> None:
+        """Train the routers; from scratch, the eyes with them."""
+        self._stage('router', None)
+
+    def sft(self) -> None:
+        """Train the language."""
+        self._stage('sft', self.work / 'router' / stages.MODEL)
+
+    def action(self) -> None:
+        """Train the action expert, everything else going on; after a DAgger round, again."""
+        name = 'sft' if self.round == 0 else _round_folder(self.round - 1)
+        self._stage('action', self.work / name / stages.MODEL)
+
+    def _stage(self, name: str, before: Path | None) -> None:
+        if before is not None and not before.is_dir():
+            raise ValueError(f'{before} is missing; run the stage {before.parent.name} first')
+        options = self.options
+        folder = self.work / (_round_folder(self.round) if name == 'action' else name)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, resolve(self.training))
+        stages.train(
+            name,
+            self.training,
+            self.data,
+            folder,
+            before=before,
+            rounds=self.round,
+            limits=stages.Limits(
+                max_minutes=options.max_minutes,
+                threads=options.threads,
+                device=options.device,
+                bar=self.bar,
+            ),
+            allow_changes=options.allow_changes,
+        )
+
+    def export(self) -> None:
+        """Write the bundle of the newest model, proven against PyTorch."""
+        from mose_ros.modeling.driver import MoseDriver
+        from mose_ros.training import export
+
+        training, folder = self.training, self.work / _round_folder(self.round)
+        checkpoint = self.options.checkpoint or folder / stages.MODEL
+        result = checkpoint.parent / stages.RESULT
+        if not result.is_file():
+            raise ValueError(f'{checkpoint} is no model of a finished stage; train it first')
+        trained = json.loads(result.read_text(encoding='utf-8'))
+        known = json.loads((self.data / annotate.DATASET).read_text(encoding='utf-8'))
+        out = self.options.out or self.work / 'bundle'
+        bundling = export.Bundling(
+            name=self.options.name or f'mose-{training.preset}',
+            tokenizer=self.data / annotate.TOKENIZER,
+            action=annotate.normalizer(known, 'action'),
+            proprio=annotate.normalizer(known, 'proprio'),
+            anchor=training.data.fixed_views[0],
+            fixed_views=training.data.fixed_views,
+            top_k=training.data.top_k,
+            frame_gap=training.data.frame_gap,
+            num_steps=stages.FLOW_STEPS,
+            training=resolve(training),
+            data={key: known[key] for key in ('clips', 'frames', 'counts')},
+            commit=_commit(),
+            created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+            quality={'validation': trained['validation'], 'minutes': self._minutes()},
+        )
+        made = export.export(MoseDriver.load(checkpoint), out, bundling)
+        if self.options.json:
+            write_json(self.options.json, {'parity': dict(made.parity)})
+        _LOG.info('%s: %s', out, dict(made.parity))
+
+    def _minutes(self) -> dict[str, float]:
+        """Return how long each finished stage trained."""
+        found = sorted(self.work.glob(f'*/{stages.RESULT}'))
+        return {p.parent.name: json.loads(p.read_text(encoding='utf-8'))['minutes'] for p in found}
+
+    def dagger(self) -> None:
+        """Let the bundle drive, label what it met, train on, export; as many rounds as asked for."""
+        first = self.training.collect
+        for number in range(1, self.options.dagger_rounds + 1):
+            self.round = number
+            bundle = self.options.out or self.work / 'bundle'
+            config = replace(first, policy=str(bundle), round=number)
+            self.training = replace(self.training, collect=config)
+            for verb in ('collect', 'annotate', 'action', 'export'):
+                getattr(self, verb)()
+
+
+def _round_folder(number: int) -> str:
+    return 'action' if number == 0 else f'action-r{number}'
+
+
+def _commit() -> str:
+    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ''  # not a git checkout: an installed package
+
+
+if __name__ == '__main__':
+    sys.exit(main())
