@@ -51,7 +51,9 @@ def normalize(
     """Return (image / 255 - mean) / std, channels last."""
     scale = 1 / (255 * np.asarray(std, np.float32))
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
-    return image * scale - offset
+    values = image * scale
+    values -= offset
+    return values
 
 
 def patchify(
