@@ -475,11 +475,13 @@ class _Moment:
     def _way_walls(self, paths: PathTable):
         """Return where each way must be stopped on: at a line, or where it is still outside the lane it must be in. (J,)"""
         wall = min([w.distance for w in self.walls], default=np.inf)
-        late = (paths.s > self.due - self.half_length - 1.0) & (
-            np.abs(paths.d) > 0.4 * float(self.road.at(self.s, self.road.lane_width))
-        )
-        first = np.where(late.any(axis=1), paths.grid[np.argmax(late, axis=1)], np.inf)
-        return np.minimum(np.where(first > 0, first, np.inf), wall)
+        if np.isinf(self.due):
+            return np.full(len(paths.s), wall)
+        outside = np.abs(paths.d) > 0.4 * float(self.road.at(self.s, self.road.lane_width))
+        late = (outside & (paths.s > self.due + 6.0)).any(axis=1)
+        # where it waits there must be room left to swing across
+        stand = max(self.due - 10.0 - self.s, 0.3)
+        return np.minimum(np.where(late, stand, np.inf), wall)
 
     def _conflicts(self, on_way, rear, arc):
         """Return for each way where to stand so that those who will come onto it have passed. (J,)"""
