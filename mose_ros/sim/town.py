@@ -279,7 +279,8 @@ class Town:
         for road in self.roads.values():
             if road.lines[-1][1] != 'edge' or self.is_junction(road.start, road.end):
                 continue
-            edge, outward = road.right[-1], self._outward(road)
+            outward = self._outward(road)
+            edge = road.right[-1] + outward * self._parking_width(road.right[-1])[:, None]
             steps = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(edge, axis=0).T))])
             s = random.uniform(2, 10)
             while s < steps[-1]:

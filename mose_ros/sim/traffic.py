@@ -141,7 +141,7 @@ class Mover(Body):
 
     def _leaders(self, others: Iterable[Body]) -> Iterable[tuple[float, float]]:
         for light in self.lights:
-            gap = light.line_of(self.path) - self.s - self.size[0] / 2
+            gap = light.line - self.s - self.size[0] / 2
             if gap > 0 and (
                 light.state == 'red' or (light.state == 'yellow' and gap > self.v**2 / 6)
             ):
@@ -174,6 +174,8 @@ class Mover(Body):
             left = dt
             while left > 1e-9:
                 span, acceleration = left, 0.0
+                if not self.keeps_distance:
+                    acceleration = float(np.clip((self.cruise - v) / span, -3, 2))
                 if pace:
                     span, acceleration = min(left, pace[0][0]), pace[0][1]
                     rest = pace[0][0] - span
@@ -198,7 +200,7 @@ class Light(Body):
     """A traffic light or stop sign with its line. A light runs through its phases, a sign has none."""
 
     path: Path = None  # of the traffic that it governs
-    line: float = 0.0  # s of its stop line on that path
+    line: float = 0.0  # s of its stop line on that path, and of the movers that obey it
     phases: list[tuple[str, float]] = field(default_factory=list)  # (state, s), repeated
     offset: float = 0.0  # s into the phases at time 0
     for_ego: bool = True
@@ -214,10 +216,6 @@ class Light(Body):
                 self.state = state
                 return
             moment -= seconds
-
-    def line_of(self, path: Path) -> float:
-        """Return where the stop line is on a path that the light governs."""
-        return self.line
 
     def seen_from(self, moment: Moment) -> Actor:
         """Return the actor, with its distance to the ego."""

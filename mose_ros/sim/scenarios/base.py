@@ -15,6 +15,7 @@ from mose_ros.sim.town import LEFT, RIGHT, STRAIGHT, Block, Path, Route, Town
 from mose_ros.sim.traffic import CAR, TRUCK, VAN, WALKER, Body, Light, Mover
 
 GOAL_BEFORE_END_M = 12.0
+BAY_WIDTH = 2.4
 ARM_M = 35.0  # length of the straight that MetaDrive hangs on each arm of a junction
 BACK = 3  # the arm that the ego comes from, beside RIGHT, STRAIGHT and LEFT
 
@@ -171,6 +172,24 @@ class Maker:
             y,
             yaw + self.uniform(-0.03, 0.03),
         )
+
+    def parked_row(self, episode: Episode, s: float, stop: float, step: int = 1) -> None:
+        """Fill the bays beside the kerb side of the lane from s on, forwards or backwards; the first is taken."""
+        route, first = episode.route, True
+        d = -float(route.right[0]) - BAY_WIDTH / 2 + 0.1
+        while s * step < stop * step:
+            if first or self.chance(0.75):
+                across = d + self.uniform(-0.1, 0.1)
+                episode.statics.append(
+                    self.parked(route, s, across, self.pick('car', 'car', 'van'))
+                )
+            first = False
+            s += step * self.uniform(6.3, 7.5)
+
+    def parking(self, episode: Episode, begin: float, stop: float) -> None:
+        """Lay a parking strip along the route's road."""
+        edge = -float(episode.route.right[0])
+        episode.town.add_parking(episode.route, begin, stop, edge, edge - BAY_WIDTH)
 
     def thing(self, type_id: str, path: Path, s: float, d: float, turn: float = 0.0) -> Body:
         """Make a cone or a barrier; a barrier is 2 m across the path at turn 0."""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from mose_ros.core.types import Command
-from mose_ros.sim.scenarios.base import Episode, Maker, change_lane
+from mose_ros.sim.scenarios.base import BACK, Episode, Maker, change_lane
 from mose_ros.sim.town import LEFT, RIGHT, STRAIGHT, Path
 
 
@@ -78,7 +78,7 @@ def _lane_for_turn(maker: Maker) -> Episode:
     change_lane(episode, Command.LANE_LEFT if turn == LEFT else Command.LANE_RIGHT, entry)
     # On the last metres the turn is what counts.
     route.set_command(entry - 12, entry, Command.LEFT if turn == LEFT else Command.RIGHT)
-    _fill_lane(maker, episode, crossing.path(3, maker.pick(turn, STRAIGHT), target))
+    _fill_lane(maker, episode, crossing.path(BACK, maker.pick(turn, STRAIGHT), target))
     return episode
 
 

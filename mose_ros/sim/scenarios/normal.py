@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mose_ros.sim.scenarios.base import Episode, Maker
+from mose_ros.sim.scenarios.base import BACK, Episode, Maker
 from mose_ros.sim.town import LEFT, RIGHT, STRAIGHT, Block
 
 
@@ -23,6 +23,7 @@ def _curves(maker: Maker) -> Episode:
     episode = maker.episode(maker.town(blocks, lanes, first), end, lane)
     _add_traffic(maker, episode, lanes, lane)
     _add_oncoming(maker, episode, end, lanes)
+    _add_parked(maker, episode, first, lanes - 1 - lane)
     maker.walkers(episode, first)
     return episode
 
@@ -44,16 +45,13 @@ def _crossing(maker: Maker, missing: int | None = None) -> Episode:
     if turn == STRAIGHT:
         _add_oncoming(maker, episode, end, lanes)
     for arm, length in crossing.lengths.items():
-        # They wait at the line for as long as the episode lasts.
-        if arm != turn and maker.chance(0.5) and (arm != STRAIGHT or turn != LEFT):
-            path = (
-                crossing.path(arm, {RIGHT: LEFT, LEFT: RIGHT}.get(arm, 3))
-                if missing is None
-                else None
-            )
-            if path is None:
-                continue
+        opposite = {RIGHT: LEFT, STRAIGHT: BACK, LEFT: RIGHT}[arm]
+        in_way = arm == turn or (arm == STRAIGHT and turn == LEFT)
+        if opposite in (*crossing.lengths, BACK) and not in_way and maker.chance(0.5):
+            # It waits at the line for as long as the episode lasts.
+            path = crossing.path(arm, opposite)
             episode.movers.append(maker.car(path, length - maker.uniform(4.5, 6), 0.0))
+    _add_parked(maker, episode, first - 15, lanes - 1 - lane)
     maker.walkers(episode, first)
     return episode
 
@@ -94,3 +92,11 @@ def _add_oncoming(maker: Maker, episode: Episode, end: str, lanes: int) -> None:
         if maker.chance(0.35):
             speed = maker.limit * maker.uniform(0.75, 0.95)
             episode.movers.append(maker.car(path, float(s), speed))
+
+
+def _add_parked(maker: Maker, episode: Episode, stop: float, lanes_between: int) -> None:
+    """Let cars be parked beside the first straight, out of everybody's way."""
+    if lanes_between == 0 and maker.chance(0.35):
+        begin = maker.uniform(20, 30)
+        maker.parking(episode, begin, stop - 3)
+        maker.parked_row(episode, begin + 3, stop - 6)

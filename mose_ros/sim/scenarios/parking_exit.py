@@ -1,9 +1,7 @@
 """Out of a parking place beside the lane, between parked cars, when those who come from behind have passed."""
 
 from mose_ros.core.types import Command
-from mose_ros.sim.scenarios.base import Episode, Maker, change_lane
-
-BAY_WIDTH = 2.4
+from mose_ros.sim.scenarios.base import BAY_WIDTH, Episode, Maker, change_lane
 
 
 def make(maker: Maker) -> Episode:
@@ -13,31 +11,16 @@ def make(maker: Maker) -> Episode:
     start = maker.uniform(50, 65)
     episode = maker.episode(town, end, lanes - 1, start_s=start, start_speed=0.0)
     route = episode.route
-    edge = -float(route.right[0])  # d of the kerb side of the lane
     begin, stop = start - maker.uniform(12, 30), start + maker.uniform(14, 32)
-    town.add_parking(route, begin, stop, edge, edge - BAY_WIDTH)
+    maker.parking(episode, begin, stop)
+    episode.start_d = -float(route.right[0]) - BAY_WIDTH / 2 + 0.1
+    maker.parked_row(episode, start + maker.uniform(7.5, 10.5), stop - 2.5)
+    maker.parked_row(episode, start - maker.uniform(6.0, 8.5), begin + 2.5, -1)
     route.right[route.span(begin, stop)] += BAY_WIDTH
-    middle = edge - BAY_WIDTH / 2 + 0.1
-    episode.start_d = middle
-    _park(maker, episode, start + maker.uniform(7.5, 10.5), stop - 2.5, 1, middle)
-    _park(maker, episode, start - maker.uniform(6.0, 8.5), begin + 2.5, -1, middle)
     change_lane(episode, Command.LANE_LEFT, stop + 20)
     _add_passing(maker, episode, end, lanes)
     maker.walkers(episode, 120, 0.4)
     return episode
-
-
-def _park(maker: Maker, episode: Episode, s: float, limit: float, step: int, d: float) -> None:
-    """Fill the bays from s on in one direction."""
-    first = True
-    while s * step < limit * step:
-        if first or maker.chance(0.75):
-            car = maker.parked(
-                episode.route, s, d + maker.uniform(-0.1, 0.1), maker.pick('car', 'car', 'van')
-            )
-            episode.statics.append(car)
-        first = False
-        s += step * maker.uniform(6.3, 7.5)
 
 
 def _add_passing(maker: Maker, episode: Episode, end: str, lanes: int) -> None:
