@@ -125,7 +125,7 @@ class TrajectoryTracker:
         last curvature as prior: that is what stands in for a filter when the points are near and say little.
         """
         distance = np.hypot(*points.T)
-        look_ahead = np.clip(0.9 * speed, 3.5, 12.0)
+        look_ahead = np.clip(0.9 * speed, 2.2, 12.0)
         # a plan that ends sooner is followed to its end
         centre = min(look_ahead, max(float(distance.max()), 0.5))
         weight = np.exp(-0.5 * ((distance - centre) / (0.35 * centre)) ** 2)

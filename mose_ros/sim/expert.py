@@ -39,6 +39,7 @@ TIGHT_RADII = (
     3.4,
     4.5,
 )  # m that the rear axle turns in, to leave a narrow place; the wheels allow 3.0
+SWING_SPEED = 2.0  # m/s in such a turn
 REAR_AXLE = 1.4  # m from there forward to the centre
 PASS_GAP = 0.9  # m beside an obstacle
 
@@ -400,6 +401,8 @@ class _Moment:
         limit = np.interp(paths.s, self.road.s, self.road.speed_limit)
         bend = np.sqrt(LATERAL_ACCELERATION / np.maximum(np.abs(paths.curvature), 1e-3))
         cap = np.minimum(limit, bend)
+        tight = paths.swings[:, None] & (np.abs(paths.curvature) > 0.1)
+        cap = np.where(tight, np.minimum(cap, SWING_SPEED), cap)
         if self.siren is not None:
             cap = np.minimum(cap, 2.5)
         energy = cap**2 + 2 * COMFORT_BRAKE * paths.grid

@@ -161,6 +161,7 @@ class PathTable:
         curvature = np.gradient(course, self.STEP, axis=1)
         padded = np.pad(curvature, ((0, 0), (1, 1)), 'edge')
         self.curvature = (padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]) / 3
+        self.swings = np.array([isinstance(way, Swing) for way in ways])
         heading = course.copy()
         for row, way in enumerate(ways):
             if isinstance(way, Swing):
