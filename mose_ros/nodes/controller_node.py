@@ -232,8 +232,8 @@ class ControllerNode(ManagedNode):
             lost = now - max(self._acted, self._times['odometry'])
             self._speed = max(0.0, abs(self._speed) - lost * p.comfortable_deceleration)
         is_planned = self._trajectory is not None
-        if not is_planned and self._supervisor.stage is Stage.NORMAL:
-            self._supervisor.reset()  # time went back: wait for a trajectory of the new time
+        if not is_planned and self._supervisor.stage is not Stage.WAITING:
+            faults.append('no trajectory since time went back')
         stage = self._supervisor.update(now, faults, self._speed, is_planned)
         if stage is Stage.NORMAL:
             try:

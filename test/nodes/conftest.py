@@ -1,0 +1,33 @@
+"""Every test of this room has a ROS domain of its own that stays on this machine."""
+
+import os
+
+import pytest
+
+pytest.importorskip('rclpy', reason='rclpy is not installed: pip install -e ".[ros]"')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _own_domain():
+    from mose_ros.nodes.processes import DomainLock
+
+    lock = DomainLock()
+    before = {
+        name: os.environ.get(name) for name in ('ROS_DOMAIN_ID', 'ROS_AUTOMATIC_DISCOVERY_RANGE')
+    }
+    os.environ.update(ROS_DOMAIN_ID=str(lock.number), ROS_AUTOMATIC_DISCOVERY_RANGE='LOCALHOST')
+    yield
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})
+    lock.close()
+
+
+@pytest.fixture
+def context():
+    """Return a fresh rclpy context."""
+    import rclpy
+
+    fresh = rclpy.Context()
+    rclpy.init(context=fresh)
+    yield fresh
+    rclpy.try_shutdown(context=fresh)

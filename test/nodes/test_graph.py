@@ -1,0 +1,247 @@
+"""Looking, thinking and acting as real nodes over real DDS, with a bundle whose answers are known; and what happens when one fails."""
+
+import time
+
+import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import Bool, Float32MultiArray, Header, String
+from trajectory_msgs.msg import MultiDOFJointTrajectory
+
+from engine.bundles import BRIGHT, DARK, make_bundle
+from mose_ros.core.rig import CAMERAS
+from mose_ros.nodes import conversions
+from mose_ros.nodes.controller_node import ControllerNode
+from mose_ros.nodes.driver_node import DriverNode
+from mose_ros.nodes.lifecycle import ERROR, WARN
+from mose_ros.nodes.vehicle_command import command_from_joint_state
+from mose_ros.nodes.view_router_node import ViewRouterNode
+from nodes.graph import Car, Ear, Graph
+
+
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    return str(make_bundle(tmp_path_factory.mktemp('bundle')))
+
+
+@pytest.fixture
+def graph(context):
+    made = Graph(context)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def drive(graph, bundle):
+    """Return a graph that drives, its car and an ear."""
+    graph.bundle = bundle
+    ear = graph.spin(
+        Ear(
+            graph.context,
+            views=Image,
+            view_weights=Float32MultiArray,
+            trajectory=MultiDOFJointTrajectory,
+            skills=String,
+            reasoning=String,
+            reasoning_partial=String,
+            vehicle_command=JointState,
+            emergency=Bool,
+            diagnostics=DiagnosticArray,
+            **{'driver/heartbeat': Header},
+        )
+    )
+    graph.router = graph.start(ViewRouterNode, bundle=bundle, camera_topic='camera/{camera}')
+    graph.driver = graph.start(DriverNode, bundle=bundle, reasoning_period_s=0.3)
+    graph.controller = graph.start(ControllerNode)
+    car = graph.spin(Car(graph.context))
+    ear.wait('vehicle_command', is_driving, timeout=10.0)
+    return graph, car, ear
+
+
+def is_driving(msg):
+    return command_from_joint_state(msg).throttle > 0.2
+
+
+def is_braking(msg):
+    command = command_from_joint_state(msg)
+    return command.throttle == 0 and command.brake > 0.05
+
+
+def test_outputs_carry_the_stamp_of_the_anchor_and_say_what_was_seen(drive):
+    _, car, ear = drive
+    car.brightness['back_left'] = 250  # the test bundle looks where it is bright
+    time.sleep(0.5)
+    _, views = ear.wait('views', lambda msg: 'back_left' in msg.header.frame_id)
+    _, trajectory = ear.wait('trajectory', lambda msg: msg.header.stamp == views.header.stamp)
+
+    assert views.header.frame_id == 'front,back_left' and views.encoding == 'rgb8'
+    stamps = [(msg.header.stamp.sec, msg.header.stamp.nanosec) for msg in (views, trajectory)]
+    assert stamps[0] == stamps[1] and stamps[0] in car.stamps
+    assert trajectory.header.frame_id == 'ego_vehicle'
+    way = conversions.trajectory_from_msg(trajectory)
+    assert way.xy[-1] == pytest.approx([10.0, 0.0], abs=0.5)  # it ends in the near point
+    weights = ear.newest('view_weights')
+    assert [dim.label for dim in weights.layout.dim] == list(CAMERAS)
+    assert max(weights.data[1:]) == weights.data[CAMERAS.index('back_left')]
+
+
+def test_the_driver_says_what_it_thinks_and_the_text_grows(drive):
+    _, car, ear = drive
+    since, dark = ear.wait('reasoning')
+    assert dark.data == DARK and ear.newest('skills').data == 'general > general > general'
+    car.brightness = dict.fromkeys(CAMERAS, 240)
+    ear.wait('reasoning', lambda msg: msg.data == BRIGHT, since=since)
+    assert ear.newest('skills').data == 'vehicle > slowing > normal'
+    partial = [msg.data for _, msg in ear.heard['reasoning_partial']]
+    assert any(DARK.startswith(text) and text != DARK for text in partial)
+
+
+def test_plans_keep_the_rate_of_the_frames(drive):
+    _, car, ear = drive
+    start = len(ear.heard['trajectory'])
+    time.sleep(2.0)
+    assert len(ear.heard['trajectory']) - start >= 18
+
+
+def test_a_missing_camera_is_masked_and_warned_of_and_the_car_drives_on(drive):
+    _, car, ear = drive
+    car.brightness['back'] = 250
+    ear.wait('views', lambda msg: 'back' in msg.header.frame_id.split(','))
+    car.cameras.discard('back')
+    since = time.monotonic() + 0.6
+    _, views = ear.wait('views', since=since)
+    assert 'back' not in views.header.frame_id.split(',')
+    assert any('camera back' in name for name in ear.states(WARN))
+    assert not ear.newest('emergency').data
+    car.cameras.add('back')
+    ear.wait('views', lambda msg: 'back' in msg.header.frame_id.split(','), since=since)
+
+
+def test_a_missing_anchor_stops_the_car_and_its_return_lets_it_go(drive):
+    _, car, ear = drive
+    car.cameras.discard('front')
+    lost = time.monotonic()
+    heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
+    assert heard - lost < 0.7
+    assert ear.wait('emergency', lambda msg: msg.data, since=lost)
+    car.cameras.add('front')
+    ear.wait('vehicle_command', is_driving, since=heard)
+    ear.wait('emergency', lambda msg: not msg.data, since=heard)
+
+
+@pytest.mark.parametrize('fault', ['truncated', 'encoding', 'step', 'size'])
+def test_a_broken_picture_of_the_anchor_stops_the_car(drive, fault):
+    _, car, ear = drive
+
+    def broken(name, msg):
+        if name == 'front':
+            if fault == 'truncated':
+                msg.data = msg.data[:100]
+            elif fault == 'encoding':
+                msg.encoding = 'yuv422'
+            elif fault == 'step':
+                msg.step = 7
+            else:
+                msg.width = msg.height = 0
+        return msg
+
+    car.change = broken
+    lost = time.monotonic()
+    heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
+    assert heard - lost < 0.7
+    assert any('camera front' in name for name in ear.states(ERROR))
+
+
+def test_odometry_that_is_not_finite_brakes_and_is_reported(drive):
+    _, car, ear = drive
+    car.speed = float('nan')
+    lost = time.monotonic()
+    heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
+    assert heard - lost < 0.5
+    ear.wait('emergency', lambda msg: msg.data, since=lost)
+    reasons = [message for name, message in ear.states(ERROR).items() if 'controller' in name]
+    assert any('odometry is not finite' in message for message in reasons)
+    car.speed = 2.0
+    ear.wait('vehicle_command', is_driving, since=heard)
+
+
+def test_without_odometry_nobody_drives(drive):
+    _, car, ear = drive
+    car.has_odometry = False
+    lost = time.monotonic()
+    heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
+    assert heard - lost < 0.6
+
+
+def test_the_end_of_the_driver_is_noticed_and_a_new_one_is_obeyed(drive):
+    graph, car, ear = drive
+    lost = time.monotonic()
+    graph.kill(graph.driver)
+    heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
+    assert heard - lost < 0.5
+    _, hard = ear.wait(
+        'vehicle_command', lambda m: command_from_joint_state(m).brake > 0.3, since=heard
+    )
+    graph.start(DriverNode, bundle=graph.bundle)
+    ear.wait('vehicle_command', is_driving, since=time.monotonic(), timeout=8.0)
+    ear.wait('emergency', lambda msg: not msg.data, since=time.monotonic())
+
+
+def test_deactivated_nodes_are_silent_and_activated_ones_speak_again(drive):
+    graph, car, ear = drive
+    graph.driver.trigger_deactivate()
+    time.sleep(0.3)
+    count = len(ear.heard['trajectory'])
+    time.sleep(0.4)
+    assert len(ear.heard['trajectory']) == count
+    assert ear.newest('driver/heartbeat').frame_id == 'inactive'
+    graph.driver.trigger_activate()
+    ear.wait('trajectory', since=time.monotonic())
+
+
+def test_time_that_goes_backwards_is_survived(drive):
+    graph, car, ear = drive
+    car.offset = -0.2
+    ear.wait('diagnostics', lambda msg: any(': time' in s.name for s in msg.status))
+    car.offset = 0.0
+    ear.wait('vehicle_command', is_driving, since=time.monotonic() + 0.3)
+
+
+def test_plans_that_are_too_old_are_not_published(drive):
+    graph, car, ear = drive
+    car.offset = -1.0
+    time.sleep(0.4)
+    count = len(ear.heard['trajectory'])
+    time.sleep(0.5)
+    assert len(ear.heard['trajectory']) == count
+    assert ear.newest('emergency').data
+    assert is_braking(ear.newest('vehicle_command'))
+
+
+def test_a_network_that_has_gone_mad_moves_nothing(graph, tmp_path):
+    mad = str(make_bundle(tmp_path / 'mad', velocity_gain=float('nan')))
+    topics = {'trajectory': MultiDOFJointTrajectory, 'vehicle_command': JointState}
+    ear = graph.spin(Ear(graph.context, diagnostics=DiagnosticArray, **topics))
+    graph.start(ViewRouterNode, bundle=mad, camera_topic='camera/{camera}')
+    graph.start(DriverNode, bundle=mad)
+    graph.start(ControllerNode)
+    graph.spin(Car(graph.context))
+    broken = lambda msg: any('not finite' in status.message for status in msg.status)  # noqa: E731
+    ear.wait('diagnostics', broken, timeout=10.0)
+    ear.wait('vehicle_command')
+    assert not ear.heard['trajectory']
+    assert all(is_braking(msg) for _, msg in ear.heard['vehicle_command'])
+
+
+def test_a_changed_bundle_is_refused_and_the_node_says_so(graph, tmp_path):
+    changed = make_bundle(tmp_path / 'changed')
+    with open(changed / 'vision.onnx', 'r+b') as file:
+        file.seek(20)
+        byte = file.read(1)
+        file.seek(20)
+        file.write(bytes([byte[0] ^ 1]))
+    ear = graph.spin(Ear(graph.context, diagnostics=DiagnosticArray))
+    node = graph.start(DriverNode, bundle=str(changed))
+    refused = lambda msg: any('has changed' in status.message for status in msg.status)  # noqa: E731
+    ear.wait('diagnostics', refused)
+    assert node.state == 'unconfigured'
