@@ -33,8 +33,8 @@ class Collect:
     disturbed_share: float = 0.8  # of episodes in which the car is pushed off its plan
     disturb_every: float = 5.0  # s between the ends of bursts, on average
     disturb_seconds: float = 0.9  # length of a burst, on average
-    disturb_lateral: float = 2.0  # m/s^2 across, standard deviation of what a burst adds
-    disturb_lengthwise: float = 1.5  # m/s^2 along
+    disturb_lateral: float = 1.0  # m/s^2 across, standard deviation of what a burst adds
+    disturb_lengthwise: float = 1.2  # m/s^2 along
     semantics_every: int = (
         0  # every n-th stored frame has class pictures, for the auxiliary loss; 0: none
     )
