@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import nn
-from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRMSNorm
 
 from mose_ros.modeling.config import ActionConfig, DecoderConfig
-from mose_ros.modeling.mose import SkillMixture, exact
+from mose_ros.modeling.mose import Norm, SkillMixture, attend, exact
 
 Tensor = torch.Tensor
 
@@ -37,8 +36,8 @@ class JointLayer(nn.Module):
         super().__init__()
         self.head_dim, self.kv_width = decoder.head_dim, decoder.kv_heads * decoder.head_dim
         width, inner = config.width, decoder.heads * decoder.head_dim
-        self.norm1 = Qwen2VLRMSNorm(width, eps=1e-6)
-        self.norm2 = Qwen2VLRMSNorm(width, eps=1e-6)
+        self.norm1 = Norm(width, eps=1e-6)
+        self.norm2 = Norm(width, eps=1e-6)
         self.q_proj = nn.Linear(width, inner)
         self.kv_proj = nn.Linear(width, 2 * self.kv_width)
         self.o_proj = nn.Linear(inner, width, bias=False)
@@ -63,8 +62,7 @@ class JointLayer(nn.Module):
             torch.cat([past.to(own.dtype), own], 2)
             for past, own in zip(prompt, (k, v), strict=True)
         )
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        x = x + self.o_proj(seen.transpose(1, 2).flatten(2))
+        x = x + self.o_proj(attend(q, k, v, mask))
         return x + self.mlp(self.norm2(x), chosen, weights)
 
 
@@ -87,7 +85,7 @@ class ActionExpert(nn.Module):
             JointLayer(config, decoder, skills if layer >= self.first_moe else 0)
             for layer in range(decoder.layers)
         )
-        self.norm = Qwen2VLRMSNorm(width, eps=1e-6)
+        self.norm = Norm(width, eps=1e-6)
         self.point_out = nn.Linear(width, 2)
         self.router = nn.Linear(width, skills)  # used in float32 only
 

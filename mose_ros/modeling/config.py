@@ -27,6 +27,7 @@ class VisionConfig:
     depth: int
     heads: int
     mlp_ratio: int = 4
+    activation: str = 'quick_gelu'  # Qwen2-VL's; 'silu' is faster to train
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -218,7 +219,13 @@ PRESETS = {
     'tiny': DriverConfig(
         name='tiny',
         vision=VisionConfig(
-            view_width=256, view_height=128, patch=16, width=160, depth=4, heads=5
+            view_width=256,
+            view_height=128,
+            patch=16,
+            width=160,
+            depth=4,
+            heads=5,
+            activation='silu',
         ),
         decoder=DecoderConfig(
             width=192,
@@ -235,7 +242,9 @@ PRESETS = {
     ),
     'nano': DriverConfig(
         name='nano',
-        vision=VisionConfig(view_width=64, view_height=32, patch=8, width=32, depth=1, heads=2),
+        vision=VisionConfig(
+            view_width=64, view_height=32, patch=8, width=32, depth=1, heads=2, activation='silu'
+        ),
         decoder=DecoderConfig(
             width=48,
             layers=4,
@@ -301,6 +310,7 @@ def hf_config(vision: VisionConfig, decoder: DecoderConfig, mose: MoseConfig) ->
             'embed_dim': vision.width,
             'hidden_size': decoder.width,
             'mlp_ratio': vision.mlp_ratio,
+            'hidden_act': vision.activation,
             'num_heads': vision.heads,
             'patch_size': vision.patch,
             'spatial_merge_size': vision.merge,

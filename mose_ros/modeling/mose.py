@@ -13,13 +13,14 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2MLP,
     Qwen2VLAttention,
     Qwen2VLDecoderLayer,
+    Qwen2VLRMSNorm,
     VisionAttention,
     rotate_half,
 )
@@ -33,6 +34,51 @@ def exact(tensor: Tensor) -> contextlib.AbstractContextManager:
     if torch.compiler.is_exporting():  # nothing to switch off, and the graph stays plain
         return contextlib.nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
+
+
+class Norm(Qwen2VLRMSNorm):
+    """Hugging Face's, handing on what autocast computes in, so that it is cast once and not by each projection."""
+
+    def forward(self, x: Float[Tensor, '... D']) -> Float[Tensor, '... D']:
+        """Return x scaled to unit mean square, times the weight."""
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return cast(self.weight * wide.to(x.dtype))
+
+
+def cast(x: Tensor) -> Tensor:
+    """Return x in the type that autocast computes in; as it is where autocast is off."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+def attend(
+    q: Float[Tensor, 'B H T d'],
+    k: Float[Tensor, 'B G S d'],
+    v: Float[Tensor, 'B G S d'],
+    mask: Bool[Tensor, '#B 1 T S'] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Tensor, 'B T H*d']:
+    """Return attention with H / G queries to each key; where the mask is False nothing is seen.
+
+    PyTorch's own kernel, but in bfloat16 on a CPU, where that is four times as slow as plain matrix products.
+    """
+    if q.device.type != 'cpu' or q.dtype != torch.bfloat16:
+        seen = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        return seen.transpose(1, 2).flatten(2)
+    length, groups = q.shape[2], k.shape[1]
+    q = (q * q.shape[-1] ** -0.5).unflatten(1, (groups, -1)).flatten(2, 3)
+    scores = (q @ k.transpose(2, 3)).unflatten(2, (-1, length))
+    if causal:
+        mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
+    if mask is not None:
+        hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e9)
+        scores = scores + hidden[:, :, None]
+    seen = scores.softmax(-1).flatten(2, 3) @ v
+    return seen.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
 class SkillMixture(Qwen2MLP):
@@ -129,8 +175,7 @@ class ViewAttention(VisionAttention):
         cos, sin = position_embeddings
         qk = rotate(qkv[:, :, :2], cos[:, None, None], sin[:, None, None])
         q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
-        seen = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(seen.transpose(1, 2).flatten(2))
+        return self.proj(attend(q, k, v))
 
 
 class TextAttention(Qwen2VLAttention):
@@ -154,10 +199,7 @@ class TextAttention(Qwen2VLAttention):
             if past is None
             else (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
         )
-        seen = F.scaled_dot_product_attention(
-            q, all_k, all_v, is_causal=past is None, enable_gqa=True
-        )
-        return self.o_proj(seen.transpose(1, 2).flatten(2)), k, v
+        return self.o_proj(attend(q, all_k, all_v, causal=past is None)), k, v
 
 
 class DecoderLayer(Qwen2VLDecoderLayer):
@@ -166,6 +208,8 @@ class DecoderLayer(Qwen2VLDecoderLayer):
     def __init__(self, config, layer_idx: int, num_experts: int, expert_weight: float):
         super().__init__(config, layer_idx)
         self.self_attn = TextAttention(config, layer_idx)
+        self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         if num_experts:
             self.mlp = SkillMixture(
                 config.hidden_size, config.intermediate_size, num_experts, expert_weight
@@ -206,6 +250,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         for layer in range(text.num_hidden_layers):
             experts = skills[level_of[layer]] if layer in level_of else 0
             decoder.layers[layer] = DecoderLayer(text, layer, experts, mose['expert_weight'])
+        decoder.norm = Norm(text.hidden_size, eps=text.rms_norm_eps)
         for block in self.model.visual.blocks:
             block.attn = ViewAttention(config.vision_config)
         per_layer = mose['router_scope'] == 'layer'

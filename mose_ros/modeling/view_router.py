@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import nn
 
 from mose_ros.modeling.config import GlanceConfig
+from mose_ros.modeling.mose import exact
 
 Tensor = torch.Tensor
 
@@ -36,7 +37,11 @@ class ViewRouter(nn.Module):
         present: Float[Tensor, 'B C'],
         proprio: Float[Tensor, 'B P'],
     ) -> Float[Tensor, 'B C']:
-        """Return the score (logit) of every camera; what an absent one would show counts for nothing."""
+        """Return the score (logit) of every camera, in float32; what an absent one would show counts for nothing."""
+        with exact(thumbnails):  # a router; and a CPU's convolutions are slow in bfloat16
+            return self._score(thumbnails.float(), present, proprio.float())
+
+    def _score(self, thumbnails, present, proprio):
         batch, cameras = present.shape
         if self.glance == 'front':
             present = present * (torch.arange(cameras, device=present.device) == 0)
