@@ -1,0 +1,145 @@
+"""A bundle does what its network does, whole, with every expert, and says so in its manifest."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from mose_ros.core import prompt
+from mose_ros.core.action import PROPRIO, Normalizer
+from mose_ros.core.bundle import GRAPHS, Manifest
+from mose_ros.core.skills import Taxonomy
+from mose_ros.core.types import Command, EgoState, Guidance
+from mose_ros.engine import session
+from mose_ros.modeling.config import MoseConfig, preset
+from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training import export
+
+LEVELS = {  # few, as each expert costs seconds to export
+    'perception': {'general': '', 'vehicle': '', 'vulnerable_road_user': ''},
+    'planning': {'general': '', 'normal': '', 'give_way': ''},
+}
+
+
+def make_tokenizer(folder):
+    commands, state = list(Command), EgoState(x=0.0, y=0.0, yaw=0.0, speed=5.0)
+    goals = [
+        Guidance(near=np.ones(2) * s, far=np.ones(2) * s, command=commands[0]) for s in (-1, 1)
+    ]
+    texts = [prompt.question(preset('nano').cameras, state, goal) for goal in goals]
+    texts += [*prompt.COMMAND_WORDS.values(), 'perception : a car brakes planning : wait']
+    prompt.word_tokenizer(texts).save(str(folder / 'tokenizer.json'))
+    return folder / 'tokenizer.json'
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    """Return a network whose experts differ, the folder of its bundle, and what was said of it."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('export')
+    path = make_tokenizer(folder)
+    config = preset(
+        'nano',
+        tokenizer=prompt.Tokenizer.load(path),
+        taxonomy=Taxonomy(LEVELS),
+        mose=MoseConfig(layers=((1,), (3,))),
+    )
+    driver = MoseDriver(config)
+    with torch.no_grad():
+        for weight in driver.parameters():
+            weight.add_(weight.std().nan_to_num(0.1) * torch.randn_like(weight))
+    reach = np.ones((config.action.horizon, 2), np.float32)
+    bundling = export.Bundling(
+        name='nano',
+        tokenizer=path,
+        action=Normalizer(-10 * reach, 30 * reach),
+        proprio=Normalizer(np.full(len(PROPRIO), -20.0), np.full(len(PROPRIO), 20.0)),
+        num_steps=3,
+        max_new_tokens=5,
+        data={'clips': 3},
+    )
+    export.export(driver, folder / 'nano', bundling)
+    return driver, folder / 'nano', bundling
+
+
+def test_the_manifest_tells_what_was_found(made):
+    driver, folder, _ = made
+    manifest = Manifest.load(folder)
+    found = manifest.parity
+    assert found['logits_max_abs'] < 1e-4 and found['trajectory_max_m'] < 1e-4
+    assert found['text_equal'] and found['views_equal'] and found['skills_equal']
+    assert found['experts_reached'] == found['experts_total'] == 3 + 3 + 2
+    assert manifest.levels == {level: list(skills) for level, skills in LEVELS.items()}
+    assert manifest.data == {'clips': 3} and manifest.storage == 'float16'
+    assert list(folder.parent.glob('*.partial')) == []
+
+
+def test_another_network_is_told_from_this_one(made):
+    driver, folder, _ = made
+    changed = export.rounded(driver).eval()
+    assert export.parity(changed, folder)['logits_max_abs'] < 1e-4
+    with torch.no_grad():
+        changed.vlm.model.language_model.layers[3].mlp.experts[2].down_proj.weight.mul_(2)
+    found = export.parity(changed, folder)
+    assert found['experts_reached'] < found['experts_total']
+    with pytest.raises(ValueError, match='of 8 experts reached'):
+        export._judge(found)
+
+
+def test_each_weight_lies_once_and_in_half(made):
+    driver, folder, _ = made
+    size = (folder / export.WEIGHTS).stat().st_size
+    numbers = sum(p.numel() for p in driver.parameters())
+    # float16, the view router in float32, the head once more (transposed for its product)
+    assert size < 1.1 * (2 * numbers + 2 * 49_000 + 2 * driver.vlm.lm_head.weight.numel())
+    chunks = set()
+    for graph in GRAPHS:
+        model = onnx.load(folder / f'{graph}.onnx', load_external_data=False)
+        assert {one.domain for one in model.opset_import} == {''}
+        assert (
+            b'/work/' not in model.SerializeToString() and b'.py' not in model.SerializeToString()
+        )
+        for tensor in model.graph.initializer:
+            field = {one.key: one.value for one in tensor.external_data}
+            if field:
+                chunks.add((int(field['offset']), int(field['length'])))
+    data = (folder / export.WEIGHTS).read_bytes()
+    contents = [hashlib.sha256(data[start : start + length]).digest() for start, length in chunks]
+    assert len(set(contents)) == len(contents)
+
+
+def test_routers_keep_float32(made):
+    _, folder, _ = made
+    model = onnx.load(folder / 'prefill.onnx')
+    kinds = {one.name: one.data_type for one in model.graph.initializer}
+    routers = [kind for name, kind in kinds.items() if 'routers' in name and 'weight' in name]
+    assert routers == [onnx.TensorProto.FLOAT] * 2
+    assert onnx.TensorProto.FLOAT16 in kinds.values()
+
+
+@pytest.mark.parametrize('views', [1, 2, 6])
+def test_the_vision_graph_takes_any_number_of_views(made, views):
+    driver, folder, _ = made
+    vision = session.open_session(folder / 'vision.onnx', threads=1)
+    patches = driver.config.fake_batch(1, views=views).patches[0]
+    with torch.no_grad():
+        want = export.rounded(driver).vlm.see(patches)[1].numpy()
+    got = vision.run({'patches': patches.numpy()})['embeds']
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    assert not np.allclose(got[:1], vision.run({'patches': -patches.numpy()})['embeds'][:1])
+
+
+def test_a_failed_export_leaves_the_old_bundle_alone(made, monkeypatch):
+    driver, folder, bundling = made
+    before = (folder / 'manifest.json').read_bytes()
+    monkeypatch.setattr(export, 'trace', lambda *_: (_ for _ in ()).throw(ValueError('broken')))
+    with pytest.raises(ValueError, match='broken'):
+        export.export(driver, folder, bundling)
+    assert (folder / 'manifest.json').read_bytes() == before
+    Manifest.load(folder)
+    with pytest.raises(ValueError, match="storage is 'float16' or 'float32'"):
+        export.export(driver, folder, replace(bundling, storage='int8'))
+    assert list(folder.parent.glob('*.partial')) == []
