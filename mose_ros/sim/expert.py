@@ -193,7 +193,7 @@ class _Moment:
             actor.kind == 'vehicle'
             and abs(turn) > 0.9
             and abs(d) < room
-            and 1.0 < s < self.road.length
+            and -60.0 < s < self.road.length
         ):
             x, y, _ = self.road.world(s + np.sign(turn) * speed * _TIMES, np.full(len(_TIMES), d))
             return np.stack([x, y], axis=1)
@@ -290,11 +290,13 @@ class _Moment:
             )
         ways += self._passes()
         if self.siren is not None:
-            room = float(self.road.at(s + 8.0, self.road.right))
-            ways.append(
-                _Way(name='keep_right', knots=to(-max(room - self.half_width - 0.35, 0.0), 2.5))
-            )
+            ways.append(_Way(name='keep_right', knots=to(self._edge(), 2.5)))
         return ways
+
+    def _edge(self) -> float:
+        """Return the offset of who keeps to the right."""
+        room = float(self.road.at(self.s + 8.0, self.road.right))
+        return -float(np.clip(room - self.half_width - 0.35, 0.0, 1.5))
 
     def _blockers(self) -> list[int]:
         """Return what stands or crawls on the route ahead and should be passed, nearest first."""
@@ -511,7 +513,8 @@ class _Moment:
         cost += 0.02 * np.square(accel) @ weight
         cost += 0.15 * np.maximum(np.max(-accel, axis=1) - 2.7, 0.0)
         cost += 0.02 * np.square(speed**2 * bend) @ weight
-        cost += (0.06 if np.isinf(self.due) else 0.14) * np.abs(d) @ weight
+        aim = 0.0 if self.siren is None else self._edge()
+        cost += (0.06 if np.isinf(self.due) else 0.14) * np.abs(d - aim) @ weight
         cost += (
             0.10
             * (d - self.half_width > np.interp(s, self.road.s, self.road.own_left) - 1.0)
@@ -524,12 +527,6 @@ class _Moment:
         wall = min([w.distance for w in self.walls], default=np.inf)
         over = np.clip(arc[:, -1] - wall - LINE_GAP / 2, 0.0, 1.0)
         cost += 5.0 * over
-        if self.siren is not None:
-            cost += (
-                0.05
-                * np.abs(d + np.interp(s, self.road.s, self.road.right) - self.half_width - 0.35)
-                @ weight
-            )
         if self.others.actors:
             cost += self._collision_cost(state, roll, way, speed)
         return cost

@@ -14,7 +14,7 @@ _EXTRA_M = (
 
 
 class Frenet:
-    """A corridor with the tools to go between world (x, y) and (s, d): metres along, metres to the left."""
+    """A corridor with the tools to go between world (x, y) and (s, d): metres along from its start, metres to the left."""
 
     def __init__(self, corridor: Corridor):
         xy = np.asarray(corridor.xy, float)
@@ -25,19 +25,20 @@ class Frenet:
         fresh = np.concatenate([[True], length > 1e-3])  # doubled points have no direction
         xy, index = xy[fresh], np.flatnonzero(fresh)
         self.length = float(length.sum())
-        tail = xy[-1] + np.outer([_EXTRA_M / 2, _EXTRA_M], _unit(xy[-1] - xy[-2]))
-        self.xy = np.vstack([xy, tail])
-        index = np.concatenate([index, index[-1:], index[-1:]])
+        extra = np.array([_EXTRA_M / 2, _EXTRA_M])
+        before = xy[0] - np.outer(extra[::-1], _unit(xy[1] - xy[0]))
+        self.xy = np.vstack([before, xy, xy[-1] + np.outer(extra, _unit(xy[-1] - xy[-2]))])
+        index = np.pad(index, 2, 'edge')
         steps = np.diff(self.xy, axis=0)
         self._length = np.hypot(*steps.T)
         self._direction = steps / self._length[:, None]
-        self.s = np.concatenate([[0.0], np.cumsum(self._length)])
+        self.s = np.concatenate([[0.0], np.cumsum(self._length)]) - _EXTRA_M
         turn = np.unwrap(np.arctan2(steps[:, 1], steps[:, 0]))
         # heading at the points: between the segments that meet there
         self.heading = np.concatenate([turn[:1], (turn[:-1] + turn[1:]) / 2, turn[-1:]])
         curvature = np.gradient(self.heading, self.s)
         self.curvature = np.convolve(np.pad(curvature, 2, 'edge'), np.ones(5) / 5, 'valid')
-        self.curvature[-2:] = 0.0
+        self.curvature[:2] = self.curvature[-2:] = 0.0
         self.left = np.asarray(corridor.left, float)[index]
         self.right = np.asarray(corridor.right, float)[index]
         self.own_left = np.asarray(corridor.own_left, float)[index]

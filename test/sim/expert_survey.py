@@ -21,11 +21,18 @@ def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0, disturb=0.0
     expert, tracker = Expert(world.forecast), TrajectoryTracker()
     random, push = np.random.default_rng(seed), (0.0, 0.0)
     speeds, yaw_rates, milliseconds, causes = [], [], [], collections.Counter()
+    jumps, last = [], None
     while not world.outcome.done and scene.time < limit_s:
         start = time.perf_counter()
         plan = expert.plan(None, scene)
         milliseconds.append(1e3 * (time.perf_counter() - start))
         causes[expert.reason.cause] += 1
+        ego = scene.ego
+        cos, sin = np.cos(ego.yaw), np.sin(ego.yaw)
+        ahead = plan.trajectory.xy @ np.array([[cos, sin], [-sin, cos]]) + (ego.x, ego.y)
+        if last is not None:  # the same instant, 2 s ahead, as planned now and a tick ago
+            jumps.append(np.hypot(*((ahead[8] + ahead[9]) / 2 - last)))
+        last = ahead[9]
         if trace:
             trace(world, scene, plan, expert)
         trajectory = plan.trajectory
@@ -50,6 +57,7 @@ def drive(world, family, seed, limit_s=150.0, trace=None, noise=0.0, disturb=0.0
     return {
         'outcome': world.outcome,
         'milliseconds': milliseconds,
+        'jumps': np.array(jumps),
         'causes': causes,
         'acceleration': acceleration,
         'jerk': np.convolve(np.diff(acceleration) / 0.1, np.ones(3) / 3, 'valid'),
@@ -116,6 +124,8 @@ def main():
             f'{family}: {good} of {len(runs)} solved; ms per plan p50 {np.median(times):.1f} '
             f'p99 {np.percentile(times, 99):.1f}; acceleration {accel.min():.1f}..{accel.max():.1f}, '
             f'jerk p99 {np.percentile(np.abs(join("jerk")), 99):.1f}, '
+            f'plan jump p50 {np.median(join("jumps")):.2f} p99 {np.percentile(join("jumps"), 99):.2f} '
+            f'above 0.5 m {100 * np.mean(join("jumps") > 0.5):.1f} %; '
             f'lateral max {np.abs(join("lateral")).max():.1f}; '
             f'seconds {np.mean([run["outcome"].seconds for run in runs]):.0f}',
             flush=True,
