@@ -139,8 +139,9 @@ def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
         domain = int(os.environ['ROS_DOMAIN_ID'])
     lock = DomainLock(domain)
     os.environ['ROS_DOMAIN_ID'] = str(lock.number)
-    os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')
-    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(_config('fastdds_shm.xml')))
+    is_local = os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST') == 'LOCALHOST'
+    profile = _config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
     folder = Path(tempfile.mkdtemp(prefix='mose_ros_drive_'))
     processes = Processes(folder)
     keep_logs = False

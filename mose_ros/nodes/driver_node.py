@@ -4,6 +4,7 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 from nav_msgs.msg import Path
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import Image
@@ -11,7 +12,7 @@ from std_msgs.msg import String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
-from mose_ros.core.types import Plan
+from mose_ros.core.types import Command, EgoState, Guidance, Plan, Views
 from mose_ros.engine.driver import Driver, Thought
 from mose_ros.nodes import conversions, markers
 from mose_ros.nodes.bearings import Bearings, NotReady
@@ -62,6 +63,7 @@ class DriverNode(ManagedNode):
         self.get_logger().info(
             f'bundle {manifest.name}, {manifest.precision}, commit {manifest.commit[:12] or "?"}'
         )
+        self._warm_up()
         publish, depth = self.create_lifecycle_publisher, QoSProfile(depth=2)
         self._trajectory = publish(MultiDOFJointTrajectory, 'trajectory', depth)
         self._path = publish(Path, 'path', depth)
@@ -91,6 +93,19 @@ class DriverNode(ManagedNode):
             if worker:
                 worker.close()
         self._driver = self._planner = self._speaker = self._bearings = self._subscription = None
+
+    def _warm_up(self) -> None:
+        """Plan once on nothing, so that the first frame finds memory and threads ready."""
+        m = self._driver.manifest
+        candidates = [name for name in m.cameras if name not in m.fixed_views]
+        names = (*m.fixed_views, *candidates[: m.top_k])
+        shape = (len(names) * m.view_frames * m.view_height, m.view_width, 3)
+        views = Views(time=0.0, names=names, image=np.zeros(shape, np.uint8), weights={})
+        ahead = Guidance(near=np.zeros(2), far=np.zeros(2), command=Command.FOLLOW)
+        self._driver.plan(views, EgoState(x=0.0, y=0.0, yaw=0.0, speed=0.0), ahead)
+        for _ in self._driver.reason():
+            break
+        self._driver.reset()
 
     def _on_views(self, msg: Image) -> None:
         if not self.is_active:

@@ -162,7 +162,7 @@ class Monitor(Node):
         plans = sorted(self.latencies_ms)
         latencies = np.array([self.latencies_ms[stamp] for stamp in plans])
         frames = [stamp for stamp in self.frames if plans and plans[0] <= stamp <= plans[-1]]
-        missed = sum(self.latencies_ms.get(stamp, np.inf) > DEADLINE_MS for stamp in frames)
+        missed = [stamp for stamp in frames if self.latencies_ms.get(stamp, np.inf) > DEADLINE_MS]
         span = (plans[-1] - plans[0]) * 1e-9 if len(plans) > 1 else 0.0
         return {
             'plans': len(plans),
@@ -174,10 +174,14 @@ class Monitor(Node):
                 for percent in (50, 95, 99)
             },
             'deadline_ms': DEADLINE_MS,
-            'deadline_misses': missed,
+            'deadline_misses': len(missed),
+            'missed': [  # seconds after the first plan; no latency where no plan came
+                [round((stamp - plans[0]) * 1e-9, 2), self.latencies_ms.get(stamp)]
+                for stamp in missed[:100]
+            ],
             'frames': len(frames),
             'frames_before_first_plan': sum(not plans or s < plans[0] for s in self.frames),
-            'on_time_share': round(1 - missed / len(frames), 4) if frames else None,
+            'on_time_share': round(1 - len(missed) / len(frames), 4) if frames else None,
             'reasoning_count': self.reasoning_count,
             'views': {name: round(n / max(1, len(plans)), 4) for name, n in self.views.items()},
         }

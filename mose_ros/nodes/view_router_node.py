@@ -4,11 +4,13 @@ import threading
 import time
 from dataclasses import dataclass
 
+import numpy as np
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float32MultiArray
 
 from mose_ros.core.rig import CAMERAS
+from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.engine.view_router import MODES, ViewRouter
 from mose_ros.nodes import conversions, images
 from mose_ros.nodes.bearings import Bearings, NotReady
@@ -74,6 +76,7 @@ class ViewRouterNode(ManagedNode):
             raise ValueError(f'cameras lack the anchor {self._anchor!r} of the bundle')
         for name in set(p.cameras) - set(known):
             self.log('cameras', f'{name} is not known to the bundle and not looked at')
+        self._warm_up()
         self._views = self.create_lifecycle_publisher(Image, 'views', QoSProfile(depth=2))
         self._weights = self.create_lifecycle_publisher(Float32MultiArray, 'view_weights', 2)
         self._frames: dict[str, Image | CompressedImage] = {}
@@ -97,6 +100,14 @@ class ViewRouterNode(ManagedNode):
         for subscription in self._subscriptions_of_cameras:
             self.destroy_subscription(subscription)
         self._subscriptions_of_cameras.clear()
+
+    def _warm_up(self) -> None:
+        """Look once at nothing, so that the first frame finds memory and threads ready."""
+        black = np.zeros((144, 256, 3), np.uint8)
+        ahead = Guidance(near=np.zeros(2), far=np.zeros(2), command=Command.FOLLOW)
+        ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=0.0)
+        self._router.select(0.0, dict.fromkeys(self._router.manifest.cameras, black), ego, ahead)
+        self._router.reset()
 
     def _listener(self, name: str):
         is_anchor = name == self._anchor
