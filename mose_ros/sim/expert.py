@@ -254,10 +254,22 @@ class _Moment:
     # ---- what could be done ----
 
     def _length(self, offset: float, seconds: float) -> float:
-        """Return how long a way across the road must be, by time and by what the wheels can turn."""
-        turn = np.sqrt(6.0 * abs(offset - self.d) / MAX_TURN) + 0.5
-        swing = 4.0 * abs(self.slope) / MAX_TURN
-        return float(max(seconds * max(self.speed, 2.0), turn, swing, 4.0))
+        """Return how long a way across the road must be, by time and by what the wheels can turn.
+
+        A cubic over L bends by 6 e / L^2 - 4 p / L where it starts and by 6 e / L^2 - 2 p / L where it ends.
+        """
+        error = offset - self.d
+        slope, error = self.slope * np.sign(error), abs(error)
+        shortest = [max(self.speed, 2.0) * seconds, 4.0]
+        for share in (4.0, 2.0):
+            swing = share * slope
+            shortest.append((np.sqrt(swing**2 + 24.0 * error * MAX_TURN) - swing) / (2 * MAX_TURN))
+            if (
+                swing**2 > 24.0 * error * MAX_TURN and swing > 0
+            ):  # it must be caught before it overshoots
+                overshoot = np.sqrt(swing**2 - 24.0 * error * MAX_TURN)
+                shortest.append((swing + overshoot) / (2 * MAX_TURN))
+        return float(max(shortest))
 
     def _ways(self) -> list[_Way]:
         s, d = self.s, self.d
@@ -435,7 +447,8 @@ class _Moment:
         on_way &= (arc > 0.0) & (others.s < paths.s[:, -1, None, None])
         rear = arc - others.half_s - self.half_length
         speed_along = others.speed * others.along
-        keep = np.where(others.fixed, STATIC_GAP, LEAD_GAP)
+        crawling = np.array([self._crawls(index) for index in range(len(others.actors))], bool)
+        keep = np.where(others.fixed | crawling, STATIC_GAP, LEAD_GAP)
         yield_at = self._conflicts(on_way, rear, arc)
         walls = self._way_walls(paths)
         stop_at = np.where(yields, np.minimum(yield_at[way], walls[way]), walls[way])
