@@ -449,7 +449,8 @@ def _action(moment: _Moment, planning: str, target: Sighting | None) -> str:
         moves = np.abs(course.d).max() > 0.5 or target.s < 0
         if moves:
             return f'pass_{side}'
-    if course.now - course.last > 1.5:
+    reacts = planning in ('give_way', 'emergency_brake') and target is not moment.siren
+    if course.now - course.last > (0.5 if reacts else 1.5):
         return 'slow_down'
     if course.now < 1.0:
         return 'start'
