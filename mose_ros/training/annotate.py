@@ -77,7 +77,7 @@ def annotate(root: str | Path, target: Target, *, processes: int = 2, bar: bool 
 
 def vocabulary() -> list[str]:
     """Return texts that hold every word of questions and answers."""
-    ego = EgoState(x=0, y=0, yaw=0, speed=0)
+    ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=0.0)
     sides = (np.array([1.0, 1.0]), np.array([1.0, -1.0]))
     questions = [
         prompt.question(CAMERAS, ego, Guidance(near=side, far=side, command=command))

@@ -82,10 +82,10 @@ def collect(config: Collect, out: str | Path, *, camera_size=(256, 144), bar: bo
 
     Episodes that the undisturbed expert fails are dropped and counted, by rule.
     """
-    out = Path(out)
+    out, wanted = Path(out), jobs(config)
     out.mkdir(parents=True, exist_ok=True)
     report = _read_report(out)
-    todo = [job for job in jobs(config) if job.name not in report]
+    todo = [job for job in wanted if job.name not in report]
     _LOG.info('%d episodes recorded before, %d to go', len(report), len(todo))
     chunks = []
     for backend in ('egl', 'tiny'):

@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -145,10 +146,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     """Return the seeds of `0-399`, `7` or `0-9,20-29`; ValueError for anything else and for evaluation's seeds."""
     seeds: dict[int, None] = {}
     for part in text.split(','):
-        first, _, last = part.strip().partition('-')
-        if not first.isdigit() or (last and not last.isdigit()) or int(last or first) < int(first):
+        match = re.fullmatch(r'(\d+)(?:-(\d+))?', part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
             raise ValueError(f'seeds {text!r}: expected `0-399`, `7` or `0-9,20-29`')
-        seeds.update(dict.fromkeys(range(int(first), int(last or first) + 1)))
+        seeds.update(dict.fromkeys(range(first, last + 1)))
     if max(seeds) >= EVALUATION_SEEDS:
         raise ValueError(
             f'seeds {text!r}: from {EVALUATION_SEEDS} on they are kept for evaluation; take lower ones'

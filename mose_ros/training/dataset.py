@@ -102,7 +102,13 @@ class Index:
         """Return the frames of the training or of the validation clips; a clip is wholly on one side."""
         # by a hash of the name: more clips, in any order, never move one to the other side
         places = [zlib.crc32(f'{config.seed}:{name}'.encode()) / 2**32 for name in self.clips]
-        held = np.array([place < config.validation_share for place in places])[self.clip]
+        order = np.argsort(places)
+        held = np.array(places) < config.validation_share
+        if (
+            len(order) > 1 and config.validation_share
+        ):  # both sides have a clip, however few there are
+            held[order[0]], held[order[-1]] = True, False
+        held = held[self.clip]
         return np.flatnonzero(held if validation else ~held)
 
     def chances(self, frames: Int64[np.ndarray, 'M'], config: Data) -> Float[np.ndarray, 'M']:
@@ -229,7 +235,8 @@ class Samples(torch.utils.data.Dataset):
     def _patches(self, view: Sequence[np.ndarray], look: 'Look', random):
         """Return `patchify(normalize(...))` of a changed view; the colours last, where they are quick."""
         config = self._model.vision
-        patches = vision.patchify(np.stack(look.blur(view)), config.patch, config.merge)
+        frames = np.stack(look.blur(view)).astype(np.float32)
+        patches = vision.patchify(frames, config.patch, config.merge)
         span = config.frames * config.patch**2  # numbers of a colour in a patch
         std = np.asarray(vision.CLIP_STD, np.float32)
         offset = look.offset - look.gain * np.asarray(vision.CLIP_MEAN, np.float32) / std

@@ -1,0 +1,68 @@
+"""Settings: changed from the command line, compared, refused where they make no sense."""
+
+import pytest
+
+from mose_ros.training import config, presets
+
+
+def test_a_setting_changes_one_field_and_keeps_its_type():
+    training = presets.preset('tiny')
+    changed = config.override(
+        training,
+        [
+            'action.learning_rate=1e-4',
+            'collect.families=normal,merging',
+            'model.vision.depth=2',
+            'sft.losses.text=2',
+        ],
+    )
+    assert changed.action.learning_rate == 1e-4
+    assert changed.collect.families == ('normal', 'merging')
+    assert (changed.model.vision.depth, training.model.vision.depth) == (2, 4)
+    assert changed.sft.losses.text == 2.0 and changed.action.losses == training.action.losses
+
+
+@pytest.mark.parametrize(
+    ('setting', 'says'),
+    [
+        ('action.learning_rat=1', 'did you mean learning_rate'),
+        ('acton.steps=1', 'did you mean action'),
+        ('action.steps=many', 'expected int'),
+        ('action.learning_rate=fast', 'is no number'),
+        ('action=1', 'fields of its own'),
+        ('action.steps.more=1', 'has no field'),
+        ('action.steps', 'stage.field=value'),
+    ],
+)
+def test_a_wrong_setting_is_refused_with_a_hint(setting, says):
+    with pytest.raises(ValueError, match=says):
+        config.override(presets.preset('nano'), [setting])
+
+
+def test_an_unknown_preset_names_the_known_ones():
+    with pytest.raises(ValueError, match='tiny, nano'):
+        presets.preset('huge')
+
+
+def test_seeds_are_ranges_and_lists():
+    assert config.parse_seeds('0-2,7') == (0, 1, 2, 7)
+
+
+@pytest.mark.parametrize('text', ['', '5-3', 'x', '1-', '-4', '1,,2'])
+def test_malformed_seeds_are_refused(text):
+    with pytest.raises(ValueError, match='seeds'):
+        config.parse_seeds(text)
+
+
+def test_evaluation_seeds_are_never_trained_on():
+    assert config.parse_seeds('19999') == (19999,)
+    with pytest.raises(ValueError, match='kept for evaluation'):
+        config.parse_seeds('19999-20000')
+
+
+def test_differences_name_the_field_and_both_values():
+    old = config.resolve(presets.preset('nano'))
+    new = config.resolve(config.override(presets.preset('nano'), ['sft.seed=3']))
+    assert list(config.differences(old, old)) == []
+    assert list(config.differences(old, new)) == ['sft.seed: 0 -> 3']
+    assert config.digest(old) != config.digest(new)
