@@ -34,6 +34,7 @@ HEADWAY, LEAD_GAP, STATIC_GAP = (
     8.0,
 )  # s and m behind a lead; m to leave for steering round something static
 LINE_GAP = 1.0  # m between the front and a stop line
+STOP_ZONE = 3.0  # m before the line of a stop sign within which a standstill counts
 MAX_TURN = 0.17  # 1/m that a way across the road may add to the road's own curvature
 TIGHT_RADII = (
     3.4,
@@ -208,15 +209,15 @@ class _Moment:
             to_line = actor.stop_distance  # from the front bumper
             distance = to_line - LINE_GAP
             if actor.kind == 'traffic_light':
-                needed = self.speed**2 / (2 * max(distance, 0.1))
+                needed = self.speed**2 / (2 * max(to_line - 0.2, 0.1))
                 # who brakes for a yellow light already goes on with it
-                limit = 3.0 if self.ego.acceleration > -1.0 else 4.5
+                limit = 3.0 if self.ego.acceleration > -1.0 and self.speed > 3.0 else 4.5
                 if actor.state == 'red':
                     limit = HARD_BRAKE
                 wanted = actor.state in ('red', 'yellow') and to_line > -0.3 and needed <= limit
                 cause = 'light'
             else:
-                stood = to_line + self.ego.since_stop <= 2.0
+                stood = to_line + self.ego.since_stop <= STOP_ZONE
                 wanted, cause = to_line > -0.3 and not stood, 'stop_sign'
             if wanted:
                 walls.append(_Wall(distance=distance, cause=cause, actor_id=actor.id))
@@ -371,6 +372,15 @@ class _Moment:
                 offset = side * widest
             if side * offset - edge < self.half_width + 0.35 or side * offset < 0:
                 continue
+            name_of = others.actors[group[0]].id
+            if self.speed < 3.0 and first - self.s < 12.0:  # it stands close behind
+                for radius in TIGHT_RADII:
+                    place = (self.s, self.d)
+                    swing = swing_into_lane(
+                        place, np.arctan(self.slope), radius, REAR_AXLE, offset
+                    )
+                    if swing is not None:
+                        ways.append(_Way(name=name, knots=swing, bias=0.12, actor_id=name_of))
             for seconds in (3.0, 1.8):
                 length = self._length(offset, seconds)
                 room_ahead = first - 2.0 - self.s
@@ -388,7 +398,7 @@ class _Moment:
                         name=name,
                         knots=knots,
                         bias=0.05 + 0.02 * (seconds < 2),
-                        actor_id=others.actors[group[0]].id,
+                        actor_id=name_of,
                     )
                 )
         return ways
@@ -448,7 +458,8 @@ class _Moment:
         rear = arc - others.half_s - self.half_length
         speed_along = others.speed * others.along
         crawling = np.array([self._crawls(index) for index in range(len(others.actors))], bool)
-        keep = np.where(others.fixed | crawling, STATIC_GAP, LEAD_GAP)
+        against = (others.along[0] < 0.5) & (others.size[:, 0] > 2.0)
+        keep = np.where(others.fixed | crawling | against, STATIC_GAP, LEAD_GAP)
         yield_at = self._conflicts(on_way, rear, arc)
         walls = self._way_walls(paths)
         stop_at = np.where(yields, np.minimum(yield_at[way], walls[way]), walls[way])
@@ -471,7 +482,9 @@ class _Moment:
                 lead = np.argmin(gap, axis=1)
                 rows = np.arange(n)
                 follow = _idm(gap[rows, lead], speed, speed_along[t, lead], keep[lead], allowed)
-                leads.append(np.where(follow < accel - 0.1, lead, -1))
+                leads.append(
+                    np.where(np.isfinite(gap[rows, lead]) & (follow < accel - 0.1), lead, -1)
+                )
                 accel = np.minimum(accel, follow)
             accel = np.minimum(accel, _stop(stop_at - position, speed))
             accel = np.where(braking > 0, -braking, np.clip(accel, -HARD_BRAKE, None))
@@ -523,7 +536,7 @@ class _Moment:
         d, s = state[..., 3], state[..., 4]
 
         cost = 1.0 * ((cruise - np.minimum(speed, cruise)) / cruise) @ weight
-        cost += 0.02 * np.square(accel) @ weight
+        cost += 0.02 * np.square(np.maximum(np.abs(accel) - 0.8, 0.0)) @ weight
         cost += 0.15 * np.maximum(np.max(-accel, axis=1) - 2.7, 0.0)
         cost += 0.02 * np.square(speed**2 * bend) @ weight
         aim = 0.0 if self.siren is None else self._edge()
@@ -573,6 +586,8 @@ class _Moment:
         walkers = np.array([a.kind == 'walker' for a in others.actors])
         margin = 0.2 + np.where(others.fixed, 0.0, 0.04 * _TIMES[:, None])
         margin = np.where(walkers, margin + 0.2, margin)
+        # who is that near already need not stand for ever: it must only not come nearer
+        margin = np.minimum(margin, self._clear_now() - 0.03)
         hit = np.where(followers, 0.0, np.maximum(margin - clear, 0.0))
         touched = hit > 0
         weight = _STEPS / _STEPS.sum()
@@ -589,6 +604,17 @@ class _Moment:
         cut = np.where(followers, 0.0, gap < 0.3) * np.minimum(0.3 + speed / 3.0, 1.0)[..., None]
         cost += 1.2 * cut.max(axis=(1, 2)) + 1.5 * (cut.max(axis=2) @ weight)
         return cost
+
+    def _clear_now(self):
+        """Return the room to each actor as the ego vehicle stands. (A,)"""
+        others = self.others
+        reach = np.linspace(-1, 1, 4) * (self.half_length - self.half_width)
+        dx = self.ego.x + reach * np.cos(self.ego.yaw) - others.xy[0, :, 0, None]
+        dy = self.ego.y + reach * np.sin(self.ego.yaw) - others.xy[0, :, 1, None]
+        cos, sin = np.cos(others.yaw[0])[:, None], np.sin(others.yaw[0])[:, None]
+        out = np.maximum(np.abs(dx * cos + dy * sin) - others.size[:, :1] / 2, 0.0)
+        out_side = np.maximum(np.abs(dy * cos - dx * sin) - others.size[:, 1:] / 2, 0.0)
+        return np.sqrt((out**2 + out_side**2).min(axis=-1)) - self.half_width
 
     def _explain(self, way: _Way, drive, roll, best: int) -> Decision:
         def say(cause, actor):

@@ -99,16 +99,16 @@ class Swing:
 
 
 def swing_into_lane(
-    start: tuple[float, float], turn: float, radius: float, rear_axle: float
+    start: tuple[float, float], turn: float, radius: float, rear_axle: float, offset: float = 0.0
 ) -> Swing | None:
-    """Turn as tightly as `radius` (of the rear axle) out of a narrow place and straighten on the line; None if it can't be.
+    """Turn as tightly as `radius` (of the rear axle) out of a narrow place and straighten at `offset`; None if it can't be.
 
     Two arcs of a bicycle. The centre doesn't move where the body points, which matters between parked cars.
     """
     s0, d0 = start
-    side = 1.0 if d0 < 0 else -1.0
+    side = 1.0 if d0 < offset else -1.0
     begin = side * turn
-    across = -side * d0 + rear_axle * np.sin(begin)  # how far the rear axle has to go
+    across = side * (offset - d0) + rear_axle * np.sin(begin)  # how far the rear axle has to go
     cosine = (1.0 + np.cos(begin) - across / radius) / 2.0
     if across < 0.2 or begin < -0.6 or not 0.3 < cosine < np.cos(begin):
         return None
