@@ -44,14 +44,17 @@ def test_a_walker_hidden_by_a_van_is_not_named():
 
 
 def test_braking_hard_for_the_car_ahead():
-    car = actor('vehicle', 18, 0, velocity=(3, 0), state='braking')
+    brakes = actor('vehicle', 18, 0, velocity=(3, 0), state='braking')
+    rolls = actor('vehicle', 18, 0, velocity=(5, 0))
 
-    hard = label(scene(car), plan(7.0, -5.0))
-    mild = label(scene(car), plan(7.0, -1.0))
+    hard = label(scene(brakes), plan(7.0, -5.0))
+    mild = label(scene(rolls), plan(7.0, -1.0))
 
     assert chain(hard) == ('vehicle', 'slowing', 'emergency_brake')
     assert chain(mild) == ('vehicle', 'slowing', 'normal')
     assert (hard.action, mild.action) == ('brake_hard', 'slow_down')
+    light = actor('traffic_light', 30, -4, state='red', affects_ego=True, stop_distance=22.0)
+    assert chain(label(scene(brakes, light), plan(7.0, -2.0)))[-1] == 'traffic_sign'
 
 
 def test_a_car_that_comes_into_our_lane():
@@ -59,7 +62,7 @@ def test_a_car_that_comes_into_our_lane():
 
     labels = label(scene(car, way=corridor(lanes_left=1)), plan(7.0, -1.0))
 
-    assert chain(labels) == ('vehicle', 'cut_in', 'give_way')
+    assert chain(labels) == ('vehicle', 'cut_in', 'emergency_brake')
     assert labels.side == 'left'
     keeps = actor('vehicle', 12, 3.5, velocity=(5, 0))
     assert chain(label(scene(keeps, way=corridor(lanes_left=1)), plan(7.0)))[1] == 'general'
