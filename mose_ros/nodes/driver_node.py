@@ -37,6 +37,9 @@ class DriverParameters(NodeParameters):
     max_age_s: float = parameter(
         0.3, 'plans older than that are not published', minimum=0.01, maximum=10.0, live=True
     )
+    deadline_s: float = parameter(
+        0.1, 'plans that are older when published are logged', minimum=0.0, maximum=10.0, live=True
+    )
     reasoning: bool = parameter(True, 'put plans into words', live=True)
     reasoning_period_s: float = parameter(
         1.0, 'begin a new text at most this often', minimum=0.0, maximum=60.0, live=True
@@ -45,7 +48,7 @@ class DriverParameters(NodeParameters):
         False, 'break a text off when its time for a new one has come', live=True
     )
     reasoning_nice: int = parameter(
-        5, 'niceness of the thread that writes the text', minimum=0, maximum=19
+        0, 'niceness of the thread that writes the text', minimum=0, maximum=19
     )
 
 
@@ -145,6 +148,9 @@ class DriverNode(ManagedNode):
             processing_time_ms=1e3 * (time.perf_counter() - started),
             **{f'{stage}_ms': ms for stage, ms in plan.timings_ms.items()},
         )
+        if age > p.deadline_s:
+            stages = ', '.join(f'{stage} {ms:.0f}' for stage, ms in plan.timings_ms.items())
+            self.log('late', f'{1e3 * age:.0f} ms: input {1e3 * input_age:.0f}, {stages}')
         self._offer_thought()
 
     def _publish(self, plan: Plan, stamp) -> None:
