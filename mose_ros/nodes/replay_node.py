@@ -87,7 +87,9 @@ class ReplayNode(ManagedNode):
         self._heard = []
 
     def may_activate(self) -> bool:
-        return set(self.parameters.wait_for) <= self._awake
+        wanted = self.parameters.wait_for
+        is_seen = not wanted or self._image.get_subscription_count() > 0
+        return set(wanted) <= self._awake and is_seen
 
     def _waiter(self, name: str):
         def beat(msg: Header):

@@ -117,7 +117,9 @@ class SimulatorNode(ManagedNode):
         missing = set(self.parameters.wait_for) - self._awake
         if missing:
             self.report('start', OK, f'waits for {", ".join(sorted(missing))}')
-        return not missing
+        anchor, _ = self._cameras[rig.CAMERAS[0]]
+        is_seen = not self.parameters.wait_for or anchor.get_subscription_count() > 0
+        return not missing and is_seen
 
     def _waiter(self, name: str):
         def beat(msg: Header):
