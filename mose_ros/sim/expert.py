@@ -36,6 +36,7 @@ HEADWAY, LEAD_GAP, STATIC_GAP = (
 LINE_GAP = 1.0  # m between the front and a stop line
 STOP_ZONE = 3.0  # m before the line of a stop sign within which a standstill counts
 MAX_TURN = 0.17  # 1/m that a way across the road may add to the road's own curvature
+TIGHT_TURN = 0.27  # 1/m, at walking pace and far off the direction of the road
 TIGHT_RADII = (
     3.4,
     4.5,
@@ -246,11 +247,11 @@ class _Moment:
         change = np.array(
             [c in (Command.LANE_LEFT, Command.LANE_RIGHT) for c in self.road.commands]
         )
+        if not change[np.searchsorted(self.road.s, self.s) - 1]:
+            return np.inf
         ahead = self.road.s > self.s
         ends = np.flatnonzero(ahead[1:] & change[:-1] & ~change[1:])
-        if not len(ends) or not change[np.searchsorted(self.road.s, self.s) - 1]:
-            return np.inf
-        return float(self.road.s[ends[0]])
+        return float(self.road.s[ends[0]]) if len(ends) else self.road.length
 
     # ---- what could be done ----
 
@@ -259,17 +260,18 @@ class _Moment:
 
         A cubic over L bends by 6 e / L^2 - 4 p / L where it starts and by 6 e / L^2 - 2 p / L where it ends.
         """
+        bend = MAX_TURN if abs(self.slope) < 0.3 or self.speed > 3.3 else TIGHT_TURN
         error = offset - self.d
         slope, error = self.slope * np.sign(error), abs(error)
         shortest = [max(self.speed, 2.0) * seconds, 4.0]
         for share in (4.0, 2.0):
             swing = share * slope
-            shortest.append((np.sqrt(swing**2 + 24.0 * error * MAX_TURN) - swing) / (2 * MAX_TURN))
+            shortest.append((np.sqrt(swing**2 + 24.0 * error * bend) - swing) / (2 * bend))
             if (
-                swing**2 > 24.0 * error * MAX_TURN and swing > 0
+                swing**2 > 24.0 * error * bend and swing > 0
             ):  # it must be caught before it overshoots
-                overshoot = np.sqrt(swing**2 - 24.0 * error * MAX_TURN)
-                shortest.append((swing + overshoot) / (2 * MAX_TURN))
+                overshoot = np.sqrt(swing**2 - 24.0 * error * bend)
+                shortest.append((swing + overshoot) / (2 * bend))
         return float(max(shortest))
 
     def _ways(self) -> list[_Way]:
@@ -282,8 +284,12 @@ class _Moment:
         straight = s + max(4.0 * abs(self.slope) / MAX_TURN, 2.0 * self.speed, 4.0)
         keep = d + 0.3 * self.slope * (straight - s)
         if abs(d) > 0.4 or abs(self.slope) > 0.1:
-            ways.append(_Way(name='keep', knots=[(straight, keep)], bias=0.02))
-        if abs(d) > 1.2:
+            lost = (
+                np.isinf(self.due) and abs(d) > 1.0
+            )  # beside the lane with no lane change to wait for
+            bias = 0.3 if lost else 0.02
+            ways.append(_Way(name='keep', knots=[(straight, keep)], bias=bias))
+        if abs(d) > 1.2 and not np.isinf(self.due):
             for delay in (12.0, 26.0):
                 begin = max(straight, s + delay)
                 end = begin + max(3.0 * max(self.speed, 3.0), np.sqrt(6.0 * abs(keep) / MAX_TURN))
@@ -533,6 +539,7 @@ class _Moment:
         index = np.clip(arc / paths.STEP, 0, len(paths.grid) - 1).astype(int)
         bend = paths.curvature[way[:, None], index]
         cruise = float(self.road.at(self.s, self.road.speed_limit))
+        lane = float(self.road.at(self.s, self.road.lane_width))
         d, s = state[..., 3], state[..., 4]
 
         cost = 1.0 * ((cruise - np.minimum(speed, cruise)) / cruise) @ weight
@@ -548,7 +555,10 @@ class _Moment:
         )
         left = d + self.half_width + 0.25 - np.interp(s, self.road.s, self.road.left)
         right = -d + self.half_width + 0.25 - np.interp(s, self.road.s, self.road.right)
-        cost += 6.0 * np.maximum(np.maximum(left, right), 0.0) @ weight
+        # who is lost already may leave the road on the way back rather than stand for ever
+        price = 6.0 if abs(self.slope) < 0.35 and abs(self.d) < 0.5 * lane else 2.0
+        outside = np.maximum(np.maximum(left, right), 0.0)
+        cost += (price if self.speed > 0.5 or price > 2.0 else 0.3) * outside @ weight
         cost += np.array([w.bias for w in ways])[way]
         wall = min([w.distance for w in self.walls], default=np.inf)
         over = np.clip(arc[:, -1] - wall - LINE_GAP / 2, 0.0, 1.0)
