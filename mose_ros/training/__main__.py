@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--policy', default='', help='of collect: a bundle that drives (DAgger)')
     parser.add_argument('--round', type=int, default=0, help='DAgger round to collect or train')
     parser.add_argument('--dagger-rounds', type=int, default=0, help='of all: rounds after export')
-    parser.add_argument('--max-minutes', type=float, default=math.inf, help='of each stage')
+    parser.add_argument(
+        '--max-minutes', default='', help='of each stage, as 30 or router=10,sft=10,action=40'
+    )
     parser.add_argument('--threads', type=int, default=0, help='of torch (default: all cores)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--allow-changes', action='store_true', help='go on with other settings')
@@ -150,7 +152,7 @@ class Run:
             before=before,
             rounds=self.round,
             limits=stages.Limits(
-                max_minutes=options.max_minutes,
+                max_minutes=_minutes_of(name, options.max_minutes),
                 threads=options.threads,
                 device=options.device,
                 bar=self.bar,
@@ -207,6 +209,21 @@ class Run:
             self.training = replace(self.training, collect=config)
             for verb in ('collect', 'annotate', 'action', 'export'):
                 getattr(self, verb)()
+
+
+def _minutes_of(stage: str, text: str) -> float:
+    """Return a stage's budget from `30` or `router=10,action=40`; unlimited where it is not named."""
+    try:
+        if '=' not in text:
+            return float(text) if text else math.inf
+        budgets = dict(part.split('=') for part in text.split(','))
+        if not set(budgets) <= set(STAGES):
+            raise ValueError
+        return float(budgets.get(stage, math.inf))
+    except ValueError:
+        raise ValueError(
+            f'--max-minutes {text!r}: expected minutes, or {"=M,".join(STAGES)}=M'
+        ) from None
 
 
 def _round_folder(number: int) -> str:

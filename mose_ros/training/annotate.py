@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mose_ros.core import action, prompt
 from mose_ros.core.action import Normalizer
+from mose_ros.core.bundle import sha256
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.skills import LEVELS
 from mose_ros.core.types import COMMANDS, EgoState, Guidance
@@ -43,9 +44,10 @@ class Target:
 
     @property
     def version(self) -> str:
-        """Return a hash of all that a clip's labels depend on beside the clip and the rules."""
+        """Return a hash of all that a clip's labels depend on beside the clip: these settings, and the code of the rules."""
         part = {key: getattr(self.data, key) for key in ('frame_gap', 'future', 'standing_weight')}
-        return digest([self.horizon, self.dt, part])
+        code = [sha256(path) for path in sorted(Path(rules.__file__).parent.glob('*.py'))]
+        return digest([self.horizon, self.dt, part, code])
 
 
 def annotate(root: str | Path, target: Target, *, processes: int = 2, bar: bool = True) -> dict:

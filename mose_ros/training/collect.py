@@ -28,6 +28,7 @@ from mose_ros.training.config import Collect, parse_seeds, write_json
 _LOG = logging.getLogger(__name__)
 STEP = 0.1  # s of a step of the world
 REPORT = 'collected.json'
+ERROR = 'error'
 BEFORE_CRASH = 1.0  # s before an episode failed in which frames are not kept: nobody could have helped any more
 STUCK_SECONDS = (
     5.0  # a learner that stands so long where the expert would go hands over to the expert
@@ -97,9 +98,12 @@ def collect(config: Collect, out: str | Path, *, camera_size=(256, 144), bar: bo
         arguments = [(chunk, config, str(out), camera_size) for chunk in chunks]
         for results in fan_out(_record_chunk, arguments, config.processes):
             for result in results:
+                finished[result['status'].split(' ')[0]] += 1
+                if result['status'] == ERROR:  # not in the report: the next run tries it again
+                    _LOG.warning('%s: %s', result['name'], result['error'])
+                    continue
                 report[result['name']] = result
                 frames += result['frames']
-                finished[result['status'].split(' ')[0]] += 1
             _write_report(out, report)
             rate = frames / (time.monotonic() - started)
             progress.update(len(results))
@@ -115,7 +119,7 @@ def summary(report: dict[str, dict]) -> dict:
         count['episodes'] += 1
         count['kept'] += one['kept']
         count['frames'] += one['frames']
-        count['expert_failed'] += not one['kept'] and not one['disturbed']
+        count['expert_failed'] += not one['kept'] and one['disturbed'] is False
     return {family: dict(count) for family, count in families.items()}
 
 
@@ -140,9 +144,29 @@ def _record_chunk(chunk: Sequence[Job], config: Collect, out: str, camera_size) 
     world = World(renderer=chunk[0].backend, camera_size=camera_size)
     learner = _load_policy(config.policy) if config.policy else None
     try:
-        return [_record(world, job, config, Path(out), learner) for job in chunk]
+        return [_record_or_say(world, job, config, Path(out), learner) for job in chunk]
     finally:
         world.close()
+
+
+def _record_or_say(world: World, job: Job, config: Collect, out: Path, learner) -> dict:
+    """Record an episode; one that is there already or that raises does not stop the others."""
+    folder = out / job.name
+    if folder.is_dir():  # of a run that was stopped before it could report
+        frames = sum(1 for _ in (folder / 'anno').iterdir())
+        return _line(job, frames=frames, status='recorded before')
+    try:
+        return _record(world, job, config, out, learner)
+    except Exception as error:  # whatever the simulator or a learner fails with, by name
+        _LOG.debug('%s', job.name, exc_info=True)
+        return {'name': job.name, 'status': ERROR, 'error': f'{type(error).__name__}: {error}'}
+
+
+def _line(job: Job, *, frames: int, status: str, **more) -> dict:
+    """Return an episode's line of the report."""
+    line = {'name': job.name, 'family': job.family, 'seed': job.seed, 'backend': job.backend}
+    line |= {'round': job.round, 'kept': frames > 0, 'frames': frames, 'status': status}
+    return line | {'disturbed': None} | more
 
 
 def _load_policy(bundle: str) -> Policy:
@@ -248,20 +272,15 @@ def _record(world: World, job: Job, config: Collect, out: Path, learner: Policy 
             writer.close()
     finally:
         writer.discard()
-    return {
-        'name': job.name,
-        'family': job.family,
-        'seed': job.seed,
-        'backend': job.backend,
-        'round': job.round,
-        'disturbed': pushed,
-        'kept': bool(kept),
-        'frames': written if kept else 0,
-        'status': outcome.status,
-        'infractions': {name: len(found) for name, found in outcome.infractions.items() if found},
-        'seconds': round(scene.time, 1),
-        'wall_seconds': round(time.monotonic() - started, 2),
-    }
+    return _line(
+        job,
+        frames=written if kept else 0,
+        status=outcome.status,
+        disturbed=pushed,
+        infractions={name: len(found) for name, found in outcome.infractions.items() if found},
+        seconds=round(scene.time, 1),
+        wall_seconds=round(time.monotonic() - started, 2),
+    )
 
 
 def _write(writer: ClipWriter, scene, images, frame) -> int:

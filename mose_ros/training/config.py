@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -58,7 +58,7 @@ class Data:
     standing_weight: float = 0.3  # of frames at rest for longer than 4 s
     validation_share: float = 0.04  # of clips
     seed: int = 0
-    workers: int = 1  # processes that decode beside the training; 0 decodes in between
+    workers: int = 2  # threads that decode beside the training; 0 decodes in between
     other_view: float = (
         0.10  # probability that a view beside the fixed ones is not the labelled one
     )
@@ -96,7 +96,10 @@ def _replace(config: Any, path: list[str], text: str, setting: str) -> Any:
         return replace(config, **{name: _replace(current, rest, text, setting)})
     if rest:
         raise ValueError(f'{setting!r}: {name} has no field {rest[0]!r}')
-    return replace(config, **{name: _parse(text, current, setting)})
+    is_float = get_type_hints(type(config))[name] is float  # a preset may say 0 for 0.0
+    return replace(
+        config, **{name: _parse(text, float(current) if is_float else current, setting)}
+    )
 
 
 def _parse(text: str, current: Any, setting: str) -> Any:

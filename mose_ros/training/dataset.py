@@ -7,8 +7,9 @@ exactly the samples that it would have seen. Pictures go through `core.vision` a
 import json
 import sys
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
 
 UNKNOWN = -1  # a label that no loss looks at
+AHEAD = 2  # batches made before they are asked for
 NO_TOKEN = -100  # a token that no loss looks at
 
 
@@ -147,7 +149,7 @@ class Key:
     numbers: tuple[int, ...] | None  # seed of its random choices; None: nothing is changed
 
 
-class Samples(torch.utils.data.Dataset):
+class Samples:
     """Makes the sample of a key."""
 
     def __init__(self, index: Index, model: DriverConfig, config: Data):
@@ -366,7 +368,7 @@ def collate(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
     )
 
 
-class Order(torch.utils.data.Sampler):
+class Order:
     """The keys of each batch from a step on: the same after a stop as without one."""
 
     def __init__(
@@ -404,19 +406,27 @@ def validation_keys(index: Index, config: Data, count: int, batch: int) -> list[
     return [keys[start : start + batch] for start in range(0, len(keys), batch)]
 
 
-def load(samples: Samples, batches, workers: int) -> torch.utils.data.DataLoader:
-    """Return the loader of these batches; with workers, in as many processes beside this one."""
-    return torch.utils.data.DataLoader(
-        samples,
-        batch_sampler=batches,
-        collate_fn=collate,
-        num_workers=workers,
-        multiprocessing_context='fork' if workers else None,
-        prefetch_factor=3 if workers else None,
-        worker_init_fn=_quiet if workers else None,
-    )
+def load(samples: Samples, batches: Iterable[Sequence[Key]], workers: int) -> Iterator[Batch]:
+    """Yield the batches, in order; made ahead by as many threads, or in between where there are none.
 
+    Threads, because decoding and the arithmetic of pictures leave Python's lock: nothing is copied between processes.
+    """
 
-def _quiet(_: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
+    def make(keys: Sequence[Key]) -> Batch:
+        return collate([samples[key] for key in keys])
+
+    if workers <= 0:
+        yield from map(make, batches)
+        return
+    ahead: deque[Future] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for keys in batches:
+                ahead.append(pool.submit(make, keys))
+                if len(ahead) > workers + AHEAD:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            for one in ahead:
+                one.cancel()

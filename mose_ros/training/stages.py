@@ -186,7 +186,7 @@ class _Loop:
             start=self.step * stage.accumulate,
             stop=stage.steps * stage.accumulate,
         )
-        loader = iter(load(self.samples, batches, self.training.data.workers))
+        loader = load(self.samples, batches, self.training.data.workers)
         saved, begun = time.monotonic(), time.monotonic() - self.seconds
         progress = tqdm(
             total=stage.steps, initial=self.step, desc=self.name, disable=not self.limits.bar
@@ -213,6 +213,7 @@ class _Loop:
             _LOG.warning('stopped at step %d; the same command goes on from there', self.step)
             raise
         finally:
+            loader.close()
             progress.close()
         return self._finish()
 

@@ -14,12 +14,14 @@ def test_a_setting_changes_one_field_and_keeps_its_type():
             'collect.families=normal,merging',
             'model.vision.depth=2',
             'sft.losses.text=2',
+            'router.losses.text=0.5',
         ],
     )
     assert changed.action.learning_rate == 1e-4
     assert changed.collect.families == ('normal', 'merging')
     assert (changed.model.vision.depth, training.model.vision.depth) == (2, 4)
-    assert changed.sft.losses.text == 2.0 and changed.action.losses == training.action.losses
+    assert (changed.sft.losses.text, changed.router.losses.text) == (2.0, 0.5)
+    assert changed.action.losses == training.action.losses
 
 
 @pytest.mark.parametrize(
