@@ -61,6 +61,7 @@ setup(
             'driver = mose_ros.nodes.driver_node:main',
             'controller = mose_ros.nodes.controller_node:main',
             'simulator = mose_ros.nodes.simulator_node:main',
+            'replay = mose_ros.nodes.replay_node:main',
             'drive = mose_ros.nodes.drive:main',
             'train = mose_ros.training.__main__:main',
         ],
