@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 from ament_index_python.packages import get_package_share_directory
+from launch import LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
-
-from launch import LaunchDescription
 
 PLATFORMS = {  # platform: where odometry and route come from, and whether time is simulated
     'sim': ('/carla/ego_vehicle/odometry', '/carla/ego_vehicle/waypoints', False),

@@ -1,10 +1,10 @@
 """The package as colcon, pip and make see it."""
 
 import os
-from pathlib import Path
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +13,9 @@ ROOT = Path(__file__).parents[1]
 
 def clean_copy(folder: Path) -> Path:
     """Copy what git tracks, as a clone would have it."""
-    names = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True)
+    names = subprocess.run(
+        ['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     for name in filter(None, names.stdout.split('\0')):
         if (ROOT / name).is_file():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +32,12 @@ def test_colcon_builds_an_ament_python_package(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     prefix = tmp_path / 'install' / 'mose_ros'
     share = prefix / 'share' / 'mose_ros'
-    for wanted in ['package.xml', 'launch/drive.launch.py', 'config/skills.yaml', 'config/drive.yaml']:
+    for wanted in [
+        'package.xml',
+        'launch/drive.launch.py',
+        'config/skills.yaml',
+        'config/drive.yaml',
+    ]:
         assert (share / wanted).is_file(), f'{wanted} is not in share'
     for manifest in (ROOT / 'models').glob('*/manifest.json'):
         assert (share / 'models' / manifest.parent.name / 'manifest.json').is_file()
@@ -60,15 +67,28 @@ COMMON = ('bash', 'env', 'dirname', 'cat', 'sha256sum', 'cut', 'grep', 'rm', 'ld
 
 
 def test_environment_names_the_machine_that_cannot_run_the_simulator(tmp_path):
-    path = tools(tmp_path / 'bin', *COMMON, uname='[ $1 = -s ] && echo Linux || echo aarch64', id='echo 1000')
+    path = tools(
+        tmp_path / 'bin',
+        *COMMON,
+        uname='[ $1 = -s ] && echo Linux || echo aarch64',
+        id='echo 1000',
+    )
     done = run_environment(path, VENV=str(tmp_path / 'venv'))
-    assert done.returncode == 1 and 'Linux on aarch64' in done.stderr and 'ros2 launch' in done.stderr
+    assert (
+        done.returncode == 1 and 'Linux on aarch64' in done.stderr and 'ros2 launch' in done.stderr
+    )
 
 
 def test_environment_says_which_python_it_needs(tmp_path):
     scripts = {'uname': '[ $1 = -s ] && echo Linux || echo x86_64', 'id': 'echo 1000'}
     scripts |= {'python3': 'exit 1', 'ldconfig': 'echo none'}
-    path = tools(tmp_path / 'bin', *COMMON[:-1], 'apt-get', **scripts) if shutil.which('apt-get') else ''
+    path = (
+        tools(tmp_path / 'bin', *COMMON[:-1], 'apt-get', **scripts)
+        if shutil.which('apt-get')
+        else ''
+    )
     done = run_environment(path, VENV=str(tmp_path / 'venv'))
-    assert done.returncode == 1 and 'needs Python 3.10 or 3.11' in done.stderr and 'uv' in done.stderr
+    assert (
+        done.returncode == 1 and 'needs Python 3.10 or 3.11' in done.stderr and 'uv' in done.stderr
+    )
     assert not (tmp_path / 'venv').exists()

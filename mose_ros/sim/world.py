@@ -219,4 +219,3 @@ class World:
         c, s = np.cos(ego.yaw), np.sin(ego.yaw)
         dx, dy = x - ego.x, y - ego.y
         return np.array([c * dx + s * dy, -s * dx + c * dy])
-

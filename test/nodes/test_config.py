@@ -66,9 +66,8 @@ class StandIn:
 
 def load_launch_file(monkeypatch):
     try:
-        import launch_ros  # noqa: F401
-
         import launch
+        import launch_ros  # noqa: F401
 
         is_real = hasattr(launch, 'LaunchDescription')
     except ImportError:
