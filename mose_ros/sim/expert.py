@@ -43,7 +43,18 @@ TIGHT_RADII = (
 )  # m that the rear axle turns in, to leave a narrow place; the wheels allow 3.0
 SWING_SPEED = 2.0  # m/s in such a turn
 REAR_AXLE = 1.4  # m from there forward to the centre
+CRAWL = (0.8, 2.6)  # m/s: slower is a stop, faster is a lead that gathers speed again
 PASS_GAP = 0.9  # m beside an obstacle
+
+DRIVES = (  # ways along: name, share of the allowed speed, whether to yield, fixed braking in m/s^2
+    ('cruise', 1.0, False, 0.0),
+    ('slower', 0.7, False, 0.0),
+    ('slow', 0.4, False, 0.0),
+    ('yield', 1.0, True, 0.0),
+    ('brake', 1.0, False, 2.5),
+    ('brake_hard', 1.0, False, 4.5),
+    ('brake_full', 1.0, False, HARD_BRAKE),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,15 +344,14 @@ class _Moment:
         """Say whether a vehicle is slow by itself: not for a line, a queue or a junction."""
         others, actor = self.others, self.others.actors[index]
         place = others.s[0, index]
-        limit = float(self.road.at(place, self.road.speed_limit))
-        slow = others.speed[:, index].max() < 0.5 * limit and others.along[0, index] > 0.8
+        slow = others.speed[:, index].max() < CRAWL[1] and others.along[0, index] > 0.8
         junction = self.road.junction[
             np.searchsorted(self.road.s, [place, place + 25.0]).clip(max=len(self.road.s) - 1)
         ]
         lines = any(a.affects_ego for a in self.scene.actors)
         return (
             slow
-            and others.speed[0, index] > 0.5
+            and others.speed[0, index] > CRAWL[0]
             and not actor.state
             and not junction.any()
             and not lines
@@ -417,13 +427,12 @@ class _Moment:
         paths = PathTable(
             self.road, (self.s, self.d), self.slope, [way.knots for way in ways], _REACH
         )
-        caps, target = self._speed_caps(paths)
-        drives = self._drives(paths)
-        way = np.repeat(np.arange(len(ways)), len(drives))
-        roll = self._roll(paths, caps, way, drives, len(ways))
-        cost = self._cost(paths, roll, way, ways, drives, target)
+        caps = self._speed_caps(paths)
+        way = np.repeat(np.arange(len(ways)), len(DRIVES))
+        roll = self._roll(paths, caps, way, len(ways))
+        cost = self._cost(paths, roll, way, ways)
         best = int(np.argmin(cost))
-        expert.reason = self._explain(ways[way[best]], drives[best % len(drives)], roll, best)
+        expert.reason = self._explain(ways[way[best]], DRIVES[best % len(DRIVES)], roll, best)
         return self._trajectory(paths, roll, way, best, expert)
 
     def _speed_caps(self, paths: PathTable):
@@ -437,23 +446,11 @@ class _Moment:
             cap = np.minimum(cap, 2.5)
         energy = cap**2 + 2 * COMFORT_BRAKE * paths.grid
         lowest = np.minimum.accumulate(energy[:, ::-1], axis=1)[:, ::-1]
-        return np.sqrt(np.maximum(lowest - 2 * COMFORT_BRAKE * paths.grid, 0.0)), limit
+        return np.sqrt(np.maximum(lowest - 2 * COMFORT_BRAKE * paths.grid, 0.0))
 
-    def _drives(self, paths: PathTable):
-        """Return (name, share of the allowed speed, whether to yield, fixed braking) of each way along."""
-        return [
-            ('cruise', 1.0, False, 0.0),
-            ('slower', 0.7, False, 0.0),
-            ('slow', 0.4, False, 0.0),
-            ('yield', 1.0, True, 0.0),
-            ('brake', 1.0, False, 2.5),
-            ('brake_hard', 1.0, False, 4.5),
-            ('brake_full', 1.0, False, HARD_BRAKE),
-        ]
-
-    def _roll(self, paths: PathTable, caps, way, drives, count):
+    def _roll(self, paths: PathTable, caps, way, count):
         others = self.others
-        _, share, yields, braking = (np.array(column) for column in zip(*drives, strict=True))
+        _, share, yields, braking = (np.array(column) for column in zip(*DRIVES, strict=True))
         share, braking = np.tile(share, count), np.tile(braking, count)
         yields = np.tile(yields, count)
         # where everyone is on each way: (J, T, A)
@@ -504,9 +501,6 @@ class _Moment:
             'speed': np.stack(speeds, axis=1),
             'lead': np.stack(leads, axis=1) if leads else np.full((n, 1), -1),
             'on_way': on_way,
-            'yield_at': yield_at,
-            'stop_at': stop_at,
-            'arc_others': arc,
         }
 
     def _way_walls(self, paths: PathTable):
@@ -531,7 +525,7 @@ class _Moment:
         place = np.where(entering, place - 1.5, np.inf)
         return place.min(axis=1)
 
-    def _cost(self, paths: PathTable, roll, way, ways, drives, limit):
+    def _cost(self, paths: PathTable, roll, way, ways):
         arc, speed = roll['arc'], roll['speed']
         state = paths.look_up(way[:, None], arc)  # (C, T, 5)
         accel = np.diff(speed, axis=1, prepend=np.full((len(way), 1), self.speed)) / _STEPS
@@ -646,7 +640,7 @@ class _Moment:
         leads = roll['lead'][best][: _FINE // 2]
         lead = int(leads[leads >= 0][0]) if (leads >= 0).any() else -1
         if drive[0] != 'cruise' and not (lead >= 0 and drive[0] == 'slower'):
-            entering = self._nearest_entering(roll, best // 7)
+            entering = self._nearest_entering(roll, best // len(DRIVES))
             if entering is not None:
                 walker = actors[entering].kind == 'walker'
                 return say('crossing' if walker else 'gap', actors[entering].id)
