@@ -171,9 +171,7 @@ class Actor:
     velocity: tuple[float, float] = (0.0, 0.0)  # world frame, m/s
     state: str = ''
     affects_ego: bool = False  # lights and signs: whether they govern the ego's way, now
-    stop_distance: float = float(
-        'inf'
-    )  # lights and signs that affect the ego: m along the route to the stop line
+    stop_distance: float = float('inf')  # of what affects the ego: m from its FRONT to the line
 
 
 @dataclass(frozen=True, kw_only=True)
