@@ -32,6 +32,7 @@ from mose_ros.training import annotate
 from mose_ros.training.config import differences, resolve, write_json
 from mose_ros.training.dataset import Index, Order, Samples, load, validation_keys
 from mose_ros.training.presets import Stage, Training
+from mose_ros.training.together import Team
 
 _LOG = logging.getLogger(__name__)
 MODEL, STATE, RESULT, METRICS = 'model', 'state.json', 'stage.json', 'metrics.jsonl'
@@ -147,7 +148,7 @@ class _Loop:
     def __init__(self, name, stage: Stage, training, driver, index, folder, limits, identity):
         self.name, self.stage, self.training = name, stage, training
         self.driver, self.index, self.folder = driver.to(limits.device), index, folder
-        self.limits, self.identity = limits, identity
+        self.limits, self.identity, self.team = limits, identity, Team.join()
         self.samples = Samples(index, driver.config, training.data)
         self.losses = _with_counts(stage.losses, index, training, driver.config)
         self._freeze()
@@ -186,16 +187,19 @@ class _Loop:
             start=self.step * stage.accumulate,
             stop=stage.steps * stage.accumulate,
         )
-        loader = load(self.samples, batches, self.training.data.workers)
+        mine = map(self.team.share, batches)
+        loader = load(self.samples, mine, self.training.data.workers)
         saved, begun = time.monotonic(), time.monotonic() - self.seconds
         progress = tqdm(
-            total=stage.steps, initial=self.step, desc=self.name, disable=not self.limits.bar
+            total=stage.steps,
+            initial=self.step,
+            desc=self.name,
+            disable=not (self.limits.bar and self.team.leads),
         )
         try:
             while self.step < stage.steps and self.seconds < 60 * self.limits.max_minutes:
-                shown = self._train_step(loader)
+                shown = self._train_step(loader, time.monotonic() - begun)
                 self.step += 1
-                self.seconds = time.monotonic() - begun
                 progress.update()
                 if self.step % stage.log_every == 0:
                     progress.set_postfix(self._log(shown))
@@ -217,10 +221,11 @@ class _Loop:
             progress.close()
         return self._finish()
 
-    def _train_step(self, loader: Iterator[Batch]) -> dict[str, float]:
+    def _train_step(self, loader: Iterator[Batch], seconds: float) -> dict[str, float]:
         stage = self.stage
         rate = self._set_rate()
-        torch.manual_seed(stage.seed * 1_000_003 + self.step)  # noise and times of the flow
+        noise = stage.seed * 1_000_003 + self.step  # and times of the flow
+        torch.manual_seed(noise + (self.team.rank << 40))
         self.driver.train()
         self.optimizer.zero_grad(set_to_none=True)
         for _ in range(stage.accumulate):
@@ -230,6 +235,7 @@ class _Loop:
             (output.loss / stage.accumulate).backward()
             values = {'loss': output.loss, **output.parts, **output.metrics}
             self._remember({name: value.item() for name, value in values.items()})
+        self.seconds = self.team.mean_gradients(list(self.moving.values()), seconds)
         norm = torch.nn.utils.clip_grad_norm_(list(self.moving.values()), stage.clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
@@ -277,6 +283,8 @@ class _Loop:
         return {name: f'{value:.3f}' for name, value in means.items() if name != 'gradient'}
 
     def _write_metrics(self, values: Mapping[str, Any]) -> None:
+        if not self.team.leads:
+            return
         line = {'step': self.step, 'seconds': round(self.seconds, 1), **values}
         with (self.folder / METRICS).open('a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
@@ -296,6 +304,8 @@ class _Loop:
 
     def validate(self) -> dict[str, float]:
         """Return mean losses, accuracies and the trajectory's error in metres on the validation clips."""
+        if not self.team.leads:
+            return {}
         keys = validation_keys(
             self.index, self.training.data, self.stage.validate_samples, self.stage.batch_size
         )
@@ -304,6 +314,8 @@ class _Loop:
 
     def save(self) -> None:
         """Write a checkpoint beside the last one, then remove that."""
+        if not self.team.leads:
+            return
         final = self.folder / f'{CHECKPOINT}{self.step:07d}'
         partial = final.with_name(final.name + '.partial')
         shutil.rmtree(partial, ignore_errors=True)
@@ -324,7 +336,8 @@ class _Loop:
         """Go on from the newest checkpoint, if there is one."""
         found = sorted(p for p in self.folder.glob(f'{CHECKPOINT}*') if p.suffix != '.partial')
         if not found:
-            (self.folder / METRICS).unlink(missing_ok=True)
+            if self.team.leads:
+                (self.folder / METRICS).unlink(missing_ok=True)
             return
         newest = found[-1]
         state = json.loads((newest / STATE).read_text(encoding='utf-8'))
@@ -337,7 +350,9 @@ class _Loop:
         optimizer = torch.load(newest / 'optimizer.pt', weights_only=True)
         self.optimizer.load_state_dict(optimizer)
         self.step, self.seconds, self.window = state['step'], state['seconds'], state['window']
-        self._forget_metrics()
+        if self.team.leads:
+            self._forget_metrics()
+        self.team.wait()
 
     def _forget_metrics(self) -> None:
         path = self.folder / METRICS
@@ -346,6 +361,12 @@ class _Loop:
         path.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
 
     def _finish(self) -> Path:
+        if self.team.leads:
+            self._write_model()
+        self.team.wait()
+        return self.folder / MODEL
+
+    def _write_model(self) -> None:
         measured = self.validate()
         with self.averaged() as driver:
             driver.save(self.folder / MODEL)
@@ -359,7 +380,6 @@ class _Loop:
         for old in self.folder.glob(f'{CHECKPOINT}*'):
             shutil.rmtree(old)
         _LOG.info('%s: %s', self.name, measured)
-        return self.folder / MODEL
 
 
 def _with_counts(losses: LossWeights, index: Index, training: Training, model) -> LossWeights:
