@@ -30,7 +30,8 @@ _LOG = logging.getLogger(__name__)
 LABELS = 'labels.jsonl'
 DATASET = 'dataset.json'
 TOKENIZER = 'tokenizer.json'
-STANDING_SECONDS = 4.0  # a car at rest for longer shows little new
+STANDING_SECONDS = 4.0  # a car that stays at rest for longer shows little new
+GOES_M = 1.0  # a plan that ends further off goes
 _CHUNK = 16  # clips of one job
 
 
@@ -44,9 +45,12 @@ class Target:
 
     @property
     def version(self) -> str:
-        """Return a hash of all that a clip's labels depend on beside the clip: these settings, and the code of the rules."""
+        """Return a hash of all that a clip's labels depend on beside the clip: these settings, and the code that makes them."""
         part = {key: getattr(self.data, key) for key in ('frame_gap', 'future', 'standing_weight')}
-        code = [sha256(path) for path in sorted(Path(rules.__file__).parent.glob('*.py'))]
+        code = [
+            sha256(path)
+            for path in [Path(__file__), *sorted(Path(rules.__file__).parent.glob('*.py'))]
+        ]
         return digest([self.horizon, self.dt, part, code])
 
 
@@ -125,6 +129,7 @@ def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
         label = rules.label(
             scene, expert=clip.expert_trajectory(index), decision=clip.decision(index)
         )
+        dull = standing > STANDING_SECONDS and np.hypot(*xy[-1]) <= GOES_M
         older = int(np.argmin(np.abs(times - (scene.time - target.data.frame_gap))))
         near_enough = abs(times[index] - times[older] - target.data.frame_gap) < 0.06
         records.append(
@@ -137,7 +142,7 @@ def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
                 'answer': narration.tell(label),
                 'action': np.round(xy, 3).tolist(),
                 'proprio': np.round(action.proprio(scene.ego, scene.guidance), 4).tolist(),
-                'weight': target.data.standing_weight if standing > STANDING_SECONDS else 1.0,
+                'weight': target.data.standing_weight if dull else 1.0,
             }
         )
     return records

@@ -55,7 +55,7 @@ class Data:
     future: str = (
         'expert'  # 'expert': the trajectory is its plan; 'driven': what was driven afterwards
     )
-    standing_weight: float = 0.3  # of frames at rest for longer than 4 s
+    standing_weight: float = 0.3  # of frames at rest for longer than 4 s whose plan stays there
     validation_share: float = 0.04  # of clips
     seed: int = 0
     workers: int = 2  # threads that decode beside the training; 0 decodes in between
@@ -68,7 +68,9 @@ class Data:
     )
     still: float = 0.05  # that the older frame equals the newer, as at the start of an episode
     photometric: float = 0.5  # that a picture is changed in brightness, contrast, noise, sharpness
-    balance: float = 0.5  # 0 = as recorded, 1 = every (family, planning skill) equally often
+    balance: float = (
+        0.5  # 0 = as recorded, 1 = every (family, planning skill, motion) equally often
+    )
     max_weight: float = 6.0  # a rare class is drawn at most that many times as often as it occurs
 
 

@@ -29,6 +29,8 @@ from mose_ros.training.config import Data
 UNKNOWN = -1  # a label that no loss looks at
 AHEAD = 2  # batches made before they are asked for
 NO_TOKEN = -100  # a token that no loss looks at
+STANDS = 0.3  # m/s; a slower car is at rest
+BRAKES = 0.6  # a plan that gets less far than this share of going on at the speed of now
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Index:
     action_skill: Int64[np.ndarray, 'N']
     weight: Float[np.ndarray, 'N']
     family: tuple[str, ...]
+    seconds: float  # from now to the last point of a trajectory
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -93,12 +96,21 @@ class Index:
             action_skill=np.asarray(acting),
             weight=np.asarray(column['weight'], np.float32),
             family=tuple(map(sys.intern, column['family'])),
+            seconds=model.action.horizon * model.action.dt,
         )
 
     def camera_places(self, cameras: Sequence[str]) -> Int64[np.ndarray, 'N']:
         """Return where each frame's labelled camera stands among these."""
         known = {name: place for place, name in enumerate(cameras)}
         return np.array([known.get(name, UNKNOWN) for name in self.camera])
+
+    def motions(self) -> list[str]:
+        """Return what each frame's plan does: goes, brakes, stands, or starts from rest, which is rare and decides much."""
+        speed = self.proprio[:, action.PROPRIO.index('speed')]
+        reach = np.hypot(*self.action[:, -1].T)
+        rests = np.where(reach > annotate.GOES_M, 'starts', 'stands')
+        moves = np.where(reach < BRAKES * speed * self.seconds, 'brakes', 'goes')
+        return np.where(speed < STANDS, rests, moves).tolist()
 
     def split(self, validation: bool, config: Data) -> Int64[np.ndarray, 'M']:
         """Return the frames of the training or of the validation clips; a clip is wholly on one side."""
@@ -114,8 +126,9 @@ class Index:
         return np.flatnonzero(held if validation else ~held)
 
     def chances(self, frames: Int64[np.ndarray, 'M'], config: Data) -> Float[np.ndarray, 'M']:
-        """Return the probability of each frame to be drawn, balanced over (family, planning skill)."""
-        classes = [(self.family[i], int(self.skills[i, -1])) for i in frames]
+        """Return the probability of each frame to be drawn, balanced over (family, planning skill, motion)."""
+        motions = self.motions()
+        classes = [(self.family[i], int(self.skills[i, -1]), motions[i]) for i in frames]
         counts = Counter(classes)
         weights = np.asarray([counts[one] ** -config.balance for one in classes])
         weights = np.minimum(weights / weights.mean(), config.max_weight) * self.weight[frames]

@@ -24,6 +24,7 @@ class Stage:
     weight_decay: float = 0.02
     beta2: float = 0.98
     clip: float = 1.0  # norm of the gradient
+    text_every: int = 1  # steps; in those between, the answers are left out, which is faster
     bfloat16: bool = False  # autocast; needs a CPU or GPU that is faster with it
     ema: float = 0.998  # of the weights, for export; its warm-up is (1 + step) / (10 + step)
     seed: int = 0
@@ -63,6 +64,7 @@ def _tiny() -> Training:
         preset='tiny',
         model=replace(modeling_config.PRESETS['tiny'], semantic_classes=len(CLASSES)),
         collect=Collect(semantics_every=3),
+        data=Data(balance=0.6, max_weight=8.0),
         router=Stage(steps=1500, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
         sft=Stage(steps=1500, learning_rate=1.2e-3, losses=speech, bfloat16=True),
         action=Stage(
@@ -72,6 +74,7 @@ def _tiny() -> Training:
             ema=0.999,
             bfloat16=True,
             teacher_forcing=0.7,
+            text_every=2,
         ),
     )
 

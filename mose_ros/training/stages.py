@@ -228,10 +228,12 @@ class _Loop:
         torch.manual_seed(noise + (self.team.rank << 40))
         self.driver.train()
         self.optimizer.zero_grad(set_to_none=True)
+        speaks = self.step % stage.text_every == 0
+        losses = self.losses if speaks else replace(self.losses, text=0.0)
         for _ in range(stage.accumulate):
             batch = next(loader).to(self.limits.device)
             with self._arithmetic():
-                output = self.driver(batch, self.losses, stage.teacher_forcing)
+                output = self.driver(batch, losses, stage.teacher_forcing)
             (output.loss / stage.accumulate).backward()
             values = {'loss': output.loss, **output.parts, **output.metrics}
             self._remember({name: value.item() for name, value in values.items()})

@@ -150,6 +150,20 @@ def test_training_and_validation_share_no_clip(index, training):
     assert not set(index.clip[held]) & set(index.clip[seen])
 
 
+def test_the_rare_start_from_rest_is_drawn_more_often(index, training):
+    proprio, action = index.proprio.copy(), np.zeros_like(index.action)
+    proprio[:, 0], proprio[0, 0] = 0.0, 5.0  # m/s: all but the first are at rest
+    action[1:3, :, 0] = np.linspace(0, 5, action.shape[1])  # two set off, the others stay
+    changed = replace(index, proprio=proprio, action=action, family=('normal',) * len(index))
+    changed = replace(changed, skills=np.zeros_like(index.skills))
+    assert changed.motions()[:4] == ['brakes', 'starts', 'starts', 'stands']
+    everyone = np.arange(len(index))
+    chances = changed.chances(everyone, replace(training.data, balance=1.0))
+    assert chances[1] > 2 * chances[4]
+    same = changed.chances(everyone, replace(training.data, balance=0.0))
+    assert same[1] / changed.weight[1] == pytest.approx(same[4] / changed.weight[4])
+
+
 def test_a_stopped_stage_goes_on_exactly(data, training, tmp_path):
     def losses(folder):
         lines = (folder / stages.METRICS).read_text().splitlines()
