@@ -15,21 +15,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mose_ros.core.infractions import INFRACTIONS, SLOWNESS, faults
+
 BENCH2DRIVE_ROUTES = 220
-INFRACTIONS = (  # the leaderboard's, in Bench2Drive's version
-    'collisions_layout',
-    'collisions_pedestrian',
-    'collisions_vehicle',
-    'red_light',
-    'stop_infraction',
-    'outside_route_lanes',
-    'min_speed_infractions',
-    'yield_emergency_vehicle_infractions',
-    'scenario_timeouts',
-    'route_dev',
-    'vehicle_blocked',
-    'route_timeout',
-)
 _OBSTACLES = ('Accident', 'ConstructionObstacle', 'HazardAtSideLane', 'ParkedObstacle')
 _TURNS = tuple(
     f'{control}Junction{turn}'
@@ -138,12 +126,7 @@ def write_json(path: Path, data: Any) -> None:
 
 def is_success(record: Mapping[str, Any]) -> bool:
     """Say whether a route was completed without any infraction but slowness."""
-    clean = all(
-        not events
-        for name, events in record['infractions'].items()
-        if name != 'min_speed_infractions'
-    )
-    return record['status'] in ('Completed', 'Perfect') and clean
+    return record['status'] in ('Completed', 'Perfect') and not faults(record['infractions'])
 
 
 def score(
@@ -222,7 +205,7 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> float | None:
     for record in records:
         found = [
             re.search(r'(\d+(?:\.\d+)?)\s*%', str(text))
-            for text in record['infractions'].get('min_speed_infractions', ())
+            for text in record['infractions'].get(SLOWNESS, ())
         ]
         values = [float(match[1]) for match in found if match]
         values = [value for value in values if value <= 1000]

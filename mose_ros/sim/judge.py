@@ -8,33 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from mose_ros.core.infractions import INFRACTIONS, SLOWNESS, faults, penalty
 from mose_ros.core.types import EgoState
 from mose_ros.sim.scenarios import Episode
 from mose_ros.sim.traffic import DT, Body, Moment, corners, overlap
 
-INFRACTIONS = (
-    'collisions_layout',
-    'collisions_pedestrian',
-    'collisions_vehicle',
-    'red_light',
-    'stop_infraction',
-    'outside_route_lanes',
-    'min_speed_infractions',
-    'yield_emergency_vehicle_infractions',
-    'scenario_timeouts',
-    'route_dev',
-    'vehicle_blocked',
-    'route_timeout',
-)
-PENALTIES = {  # of one event, as in the leaderboard
-    'collisions_pedestrian': 0.5,
-    'collisions_vehicle': 0.6,
-    'collisions_layout': 0.65,
-    'red_light': 0.7,
-    'stop_infraction': 0.8,
-    'scenario_timeouts': 0.7,
-    'yield_emergency_vehicle_infractions': 0.7,
-}
 BLOCKED_S = 30.0
 STOP_SPEED, STOP_ZONE_M = 0.3, 4.0
 OFF_ROAD_M = 0.3  # the ego's centre may be this far beyond the edge
@@ -57,18 +35,13 @@ class Outcome:
     @property
     def score(self) -> float:
         """Return the driving score, 0..100."""
-        penalty = 1.0
-        for name, events in self.infractions.items():
-            penalty *= PENALTIES.get(name, 1.0) ** len(events)
-        return 100.0 * self.route_completion * penalty * (1 - self.outside_share)
+        left = 100.0 * self.route_completion * penalty(self.infractions)
+        return left * (1 - self.outside_share)
 
     @property
     def success(self) -> bool:
         """Say whether the route was completed without any infraction but slowness."""
-        clean = all(
-            not e for name, e in self.infractions.items() if name != 'min_speed_infractions'
-        )
-        return self.status == 'Completed' and clean
+        return self.status == 'Completed' and not faults(self.infractions)
 
 
 class Judge:
@@ -191,9 +164,7 @@ class Judge:
         if completion >= self._next_quarter / 4:
             usual = 0.8 * self._episode.route.speed_limit
             share = 100 * self._speed_sum / self._speed_count / usual
-            self._events['min_speed_infractions'].append(
-                f'Average speed is {share:.2f}% of the usual one'
-            )
+            self._events[SLOWNESS].append(f'Average speed is {share:.2f}% of the usual one')
             self._speed_sum, self._speed_count = 0.0, 0
             self._next_quarter += 1
 

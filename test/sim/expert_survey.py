@@ -10,6 +10,7 @@ import time
 import numpy as np
 
 from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.infractions import faults
 from mose_ros.core.types import FAMILIES
 from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
@@ -104,12 +105,7 @@ def main():
             runs.append(run)
             outcome = run['outcome']
             if not outcome.success or arguments.verbose:
-                events = [
-                    e
-                    for k, v in outcome.infractions.items()
-                    if v and k != 'min_speed_infractions'
-                    for e in v
-                ]
+                events = [e for found in faults(outcome.infractions).values() for e in found]
                 print(
                     f'  {family} {seed}: {outcome.status} {outcome.route_completion:.2f} {outcome.seconds:.1f} s {events} {dict(run["causes"])}',
                     flush=True,

@@ -10,8 +10,9 @@ from sim.lane_driver import keep_lane
 
 pytest.importorskip('metadrive', reason='the simulator is an extra: pip install mose_ros[sim]')
 
+from mose_ros.core.infractions import INFRACTIONS
 from mose_ros.core.types import FAMILIES, Command, VehicleCommand
-from mose_ros.sim.judge import INFRACTIONS, Outcome
+from mose_ros.sim.judge import Outcome
 from mose_ros.sim.traffic import corners, overlap
 from mose_ros.sim.world import World
 
