@@ -63,12 +63,12 @@ def action_skills(taxonomy: Taxonomy) -> tuple[str, ...]:
     return tuple(skill for skill in taxonomy.names(last) if skill != GENERAL)
 
 
-def default_path() -> Path:
-    """Return config/skills.yaml of this installation: beside the package, or in the ament share folder."""
+def default_path(name: str = 'skills.yaml') -> Path:
+    """Return config/NAME of this installation: beside the package, or in the ament share folder."""
     here = Path(__file__).resolve()
-    candidates = [here.parents[2] / 'config/skills.yaml']
-    candidates += [parent / 'share/mose_ros/config/skills.yaml' for parent in here.parents]
+    candidates = [here.parents[2] / 'config' / name]
+    candidates += [parent / 'share/mose_ros/config' / name for parent in here.parents]
     for path in candidates:
         if path.is_file():
             return path
-    raise FileNotFoundError(f'config/skills.yaml was not found near {here}; reinstall mose_ros')
+    raise FileNotFoundError(f'config/{name} was not found near {here}; reinstall mose_ros')

@@ -16,6 +16,17 @@ def test_the_skills_of_driving_have_three_levels_with_a_general_skill(taxonomy):
         assert all(taxonomy.levels[level].values()), 'every skill has a definition'
 
 
+def test_the_skills_of_robots_are_a_taxonomy_of_their_own(taxonomy):
+    robot = skills.Taxonomy.load(skills.default_path('skills_robot.yaml'))
+    assert tuple(robot.levels) == ('perception', 'interpretation_and_reasoning', 'planning')
+    for level in robot.levels:
+        assert robot.names(level)[0] == skills.GENERAL
+        assert all(robot.levels[level].values()), 'every skill has a definition'
+    assert robot.names('planning') != taxonomy.names('planning')
+    with pytest.raises(FileNotFoundError, match='config/skills_boat.yaml'):
+        skills.default_path('skills_boat.yaml')
+
+
 def test_the_action_mixture_has_the_seven_driving_skills(taxonomy):
     assert skills.action_skills(taxonomy) == FAMILIES
 

@@ -27,7 +27,9 @@ KINDS = {
     'simulator': simulator_node.SimulatorParameters,
     'replay': replay_node.ReplayParameters,
 }
-FILES = sorted(path for path in (ROOT / 'config').glob('*.yaml') if path.name != 'skills.yaml')
+FILES = sorted(
+    path for path in (ROOT / 'config').glob('*.yaml') if not path.name.startswith('skills')
+)
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
