@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -152,14 +152,18 @@ class Manifest:
             )
 
     def save(self, folder: str | Path) -> None:
-        """Write manifest.json into the folder with the hashes of every other file there; written beside, then renamed."""
+        """Write manifest.json into the folder with the hashes of every other file there."""
         folder = Path(folder)
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
         names = [name for name in names if name != MANIFEST and not name.endswith('.partial')]
-        data = asdict(self) | {'files': {name: sha256(folder / name) for name in names}}
-        partial = folder / f'{MANIFEST}.partial'
-        partial.write_text(json.dumps(data, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-        os.replace(partial, folder / MANIFEST)
+        replace(self, files={name: sha256(folder / name) for name in names}).write(folder)
+
+    def write(self, folder: str | Path) -> None:
+        """Write manifest.json into the folder as it is, its hashes too; written beside, then renamed."""
+        partial = Path(folder) / f'{MANIFEST}.partial'
+        text = json.dumps(asdict(self), indent=1, allow_nan=False)
+        partial.write_text(text + '\n', encoding='utf-8')
+        os.replace(partial, Path(folder) / MANIFEST)
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> 'Manifest':

@@ -3,16 +3,21 @@
 import argparse
 import logging
 import re
+import shlex
 import sys
 from pathlib import Path
 
 from mose_ros.core.types import FAMILIES
+
+RECORD = "write the summary into the bundle's manifest, under quality"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one verb; 0 when it did what was asked, 2 when the input is wrong."""
     logging.basicConfig(level=logging.INFO, format='%(levelname)s %(name)s: %(message)s')
     options = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    options.command = shlex.join(['python', '-m', 'mose_ros.evaluation', *words])
     try:
         options.verb(options)
     except (ValueError, OSError) as error:
@@ -38,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     closed.add_argument(
         '--renderer', default='auto', help='back end of the cameras: auto, egl, tiny'
     )
+    closed.add_argument('--record', action='store_true', help=RECORD)
     closed.set_defaults(verb=_closed_loop)
 
     language = verbs.add_parser('language', help='compare text and routers with the annotation')
@@ -48,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     language.add_argument('--frames', type=int, default=200)
     language.add_argument('--json', type=Path, metavar='FILE')
     language.add_argument('--renderer', default='auto')
+    language.add_argument('--record', action='store_true', help=RECORD)
     language.set_defaults(verb=_language)
 
     bench = verbs.add_parser('bench2drive', help='score a results file of the leaderboard')
@@ -88,7 +95,7 @@ def parse_families(text: str) -> tuple[str, ...]:
 
 
 def _closed_loop(options: argparse.Namespace) -> None:
-    from mose_ros.evaluation import closed_loop, report
+    from mose_ros.evaluation import closed_loop, quality, report
 
     config = closed_loop.Config(
         bundle=options.bundle,
@@ -98,6 +105,8 @@ def _closed_loop(options: argparse.Namespace) -> None:
         processes=options.processes,
         renderer=options.renderer,
     )
+    if options.record and 'bundle' not in config.policies:
+        raise ValueError('--record is about the bundle; add it to --policies')
     store = options.json.with_name(options.json.name + '.routes') if options.json else None
     result = closed_loop.run(config, store)
     if options.leaderboard:
@@ -105,6 +114,16 @@ def _closed_loop(options: argparse.Namespace) -> None:
     if options.json:
         report.write_json(options.json, closed_loop.without_steps(result))
     _print_policies(result)
+    if options.record:
+        _record(options, 'closed_loop', quality.of_closed_loop(result, options.seeds), result)
+
+
+def _record(options: argparse.Namespace, name: str, figures: dict, result: dict) -> None:
+    from mose_ros.evaluation import quality
+
+    source = {'command': options.command, 'commit': result['commit']}
+    quality.record(options.bundle, name, source | figures)
+    print(f'recorded as quality.{name} in {options.bundle}')
 
 
 def _print_policies(result) -> None:
@@ -129,7 +148,7 @@ def _percent(share: float | None) -> str:
 def _language(options: argparse.Namespace) -> None:
     from mose_ros.core.bundle import Manifest
     from mose_ros.engine.policy import Policy
-    from mose_ros.evaluation import language, report
+    from mose_ros.evaluation import language, quality, report
     from mose_ros.evaluation.provenance import provenance
 
     if options.frames < 1:
@@ -155,6 +174,8 @@ def _language(options: argparse.Namespace) -> None:
         print(f'{level:12s} F1 of the text {value:.3f}   accuracy of the router {router:.3f}')
     print(f'view router  accuracy {result["view_router"]["accuracy"]:.3f}')
     print(f'action router accuracy {result["action_router"]["accuracy"]:.3f}')
+    if options.record:
+        _record(options, 'language', quality.of_language(result), result)
 
 
 def _bench2drive(options: argparse.Namespace) -> None:
