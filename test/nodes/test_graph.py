@@ -16,7 +16,7 @@ from mose_ros.nodes.driver_node import DriverNode
 from mose_ros.nodes.lifecycle import ERROR, WARN
 from mose_ros.nodes.vehicle_command import command_from_joint_state
 from mose_ros.nodes.view_router_node import ViewRouterNode
-from nodes.graph import Car, Ear, Graph
+from nodes.graph import Car, Ear, Graph, overrides
 
 
 @pytest.fixture(scope='module')
@@ -199,12 +199,44 @@ def test_deactivated_nodes_are_silent_and_activated_ones_speak_again(drive):
     ear.wait('trajectory', since=time.monotonic())
 
 
-def test_time_that_goes_backwards_is_survived(drive):
+def test_time_that_goes_backwards_is_told_and_driven_on_from(drive):
+    """Time goes back by 1.5 s and stays there: who waited until it caught up would stand in for the past so long."""
     graph, car, ear = drive
-    car.offset = -0.2
-    ear.wait('diagnostics', lambda msg: any(': time' in s.name for s in msg.status))
-    car.offset = 0.0
-    ear.wait('vehicle_command', is_driving, since=time.monotonic() + 0.3)
+    for node in (graph.router, graph.driver):
+        node.set_parameters(overrides(max_age_s=5.0))
+    graph.controller.set_parameters(overrides(trajectory_max_age_s=2.0))
+    car.brightness = dict.fromkeys(CAMERAS, 240)
+    ear.wait('views', lambda msg: contrast(msg) > 100)  # a view shows the dark moment before too
+    _, last = ear.wait('vehicle_command', lambda msg: stamp(msg) == newest(car))
+    car.brightness = dict.fromkeys(CAMERAS, 90)
+    car.offset = -1.5
+    back = lambda msg: stamp(msg) < stamp(last) - 0.5  # noqa: E731 - until time has caught up
+
+    _, views = ear.wait('views', back)
+    _, trajectory = ear.wait('trajectory', back)
+    heard, _ = ear.wait('vehicle_command', lambda msg: back(msg) and is_driving(msg))
+
+    assert contrast(views) < 50  # what was seen before is forgotten
+    assert stamp(trajectory) >= stamp(views)
+    ear.wait('diagnostics', lambda msg: len(who_says_time_went_back(ear)) == 3)
+    ear.wait('emergency', lambda msg: not msg.data, since=heard)
+
+
+def stamp(msg):
+    return conversions.seconds(msg.header.stamp)
+
+
+def newest(car):
+    seconds, nanoseconds = car.stamps[-1]
+    return seconds + nanoseconds * 1e-9
+
+
+def contrast(msg):
+    return max(msg.data) - min(msg.data)
+
+
+def who_says_time_went_back(ear):
+    return [name for name, text in ear.states(WARN).items() if 'went back by 1.' in text]
 
 
 def test_plans_that_are_too_old_are_not_published(drive):
