@@ -165,13 +165,22 @@ class ActionExpert(nn.Module):
         return chosen, weights
 
     def draw(
-        self, action: Float[Tensor, 'B H 2']
+        self,
+        action: Float[Tensor, 'B H 2'],
+        moments: Float[Tensor, 'B R'] | None = None,
+        noise: Float[Tensor, 'B R H 2'] | None = None,
     ) -> tuple[Float[Tensor, 'B R H 2'], Float[Tensor, 'B R'], Float[Tensor, 'B R H 2']]:
-        """Return noisy actions, their times and the velocities to learn: times lean towards the noise, (1-s)(1-z)."""
+        """Return noisy actions, their times and the velocities to learn: times lean towards the noise, (1-s)(1-z).
+
+        moments: uniform random numbers, one for each time; noise: normal ones; both drawn here where they are None.
+        """
         sigma, draws = self.config.sigma, self.config.flow_samples
-        power = torch.rand(len(action), draws, device=action.device).pow(1 / 1.5)
+        if moments is None:
+            moments = torch.rand(len(action), draws, device=action.device)
+        if noise is None:
+            noise = torch.randn(len(action), draws, *action.shape[1:], device=action.device)
+        power = moments.pow(1 / 1.5)
         t = (1 - sigma) * (1 - power)  # power is Beta(1.5, 1): its distribution function is z^1.5
-        noise = torch.randn(len(action), draws, *action.shape[1:], device=action.device)
         action = action[:, None]
         there = t[..., None, None]
         noisy = (1 - (1 - sigma) * there) * noise + there * action

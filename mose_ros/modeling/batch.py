@@ -23,6 +23,9 @@ class Batch:
     skills: index of the expert on each level, -1 where unknown; action_skill likewise.
     thumbnails, present: `vision.glance`; camera: index of the candidate camera that is worth a look, -1 unknown.
     semantics: share of each class in each patch (rows sum to 1; a row of zeros is ignored), in the order of patches.
+    coin, moments, noise: the random numbers of a training step, so that a sample learns the same in whichever batch or
+    process it stands: whether it is taught its skills (uniform), R times (uniform) and R noises (normal) of the flow;
+    drawn in the step where they are None.
     """
 
     patches: Float[torch.Tensor, 'B V N D']
@@ -39,6 +42,9 @@ class Batch:
     present: Float[torch.Tensor, 'B C']
     camera: Int64[torch.Tensor, 'B']
     semantics: Float[torch.Tensor, 'B V N classes'] | None = None
+    coin: Float[torch.Tensor, 'B'] | None = None
+    moments: Float[torch.Tensor, 'B R'] | None = None
+    noise: Float[torch.Tensor, 'B R H 2'] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)

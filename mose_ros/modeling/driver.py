@@ -85,7 +85,8 @@ class MoseDriver(nn.Module):
                 logits = self.semantic_head(features)
                 parts['semantics'] = soft_cross_entropy(logits, batch.semantics.flatten(0, 1))
         if language:
-            known = torch.rand(len(batch), 1, device=batch.skills.device) < teacher_forcing
+            coin = torch.rand_like(batch.proprio[:, 0]) if batch.coin is None else batch.coin
+            known = coin[:, None] < teacher_forcing
             decoded = self._read(batch, embeds, torch.where(known, batch.skills, -1), losses)
             self._language_losses(batch, decoded, losses, parts, metrics)
             if losses.flow or losses.action_router:
@@ -140,7 +141,7 @@ class MoseDriver(nn.Module):
         if expert.config.knowledge_insulation:
             prompt = [(k.detach(), v.detach()) for k, v in prompt]
         mask = torch.arange(end, device=forced.device) < batch.prompt_lengths[:, None]
-        noisy, t, velocity = expert.draw(batch.action)
+        noisy, t, velocity = expert.draw(batch.action, batch.moments, batch.noise)
         answer = expert(noisy, t, batch.proprio, prompt, mask, forced)
         parts['flow'] = (answer.velocity.float() - velocity).square().mean()
         parts['action_router'] = focal(
