@@ -14,7 +14,17 @@ EXTRAS = {  # room: what it needs beside the core
     ],  # where ROS is not installed
     'engine': ['onnxruntime'],
     'sim': ['metadrive-simulator', 'tqdm'],
-    'train': ['accelerate', 'onnx', 'onnxscript', 'safetensors', 'torch', 'tqdm', 'transformers'],
+    'train': [
+        'accelerate',
+        'httpx2',
+        'onnx',
+        'onnxscript',
+        'pyarrow',
+        'safetensors',
+        'torch',
+        'tqdm',
+        'transformers',
+    ],
     'test': ['beartype', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff'],
     'build': ['colcon-common-extensions', 'colcon-ros'],
 }
