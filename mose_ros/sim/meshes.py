@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 Color = tuple[float, float, float]  # RGB, 0..1
+Size = tuple[float, float, float]  # m: length, width, height
 
 
 @dataclass(frozen=True, kw_only=True)

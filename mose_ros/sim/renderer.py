@@ -35,8 +35,9 @@ from panda3d.core import (
 
 from mose_ros.core import rig
 from mose_ros.core.types import Actor, EgoState
-from mose_ros.sim import looks
-from mose_ros.sim.looks import CLASSES, Light
+from mose_ros.sim import landscape, looks, meshes
+from mose_ros.sim.landscape import Light
+from mose_ros.sim.looks import CLASSES
 from mose_ros.sim.meshes import Mesh
 from mose_ros.sim.roads import RoadMap
 
@@ -260,12 +261,12 @@ class _Stage:
         surfaces, seed = self._roads.surfaces, self._roads.seed
         self._light = Light.of(seed)
         layers = [
-            (self._backdrop, 'sky', [looks.sky(self._light)]),
-            (self._backdrop, 'ground', [looks.hills(self._light, seed)]),
-            (self._backdrop, 'ground', [looks.plain(self._light)]),
-            (self._static, 'ground', looks.meadow(surfaces, self._light, seed).split(_CELL)),
+            (self._backdrop, 'sky', [landscape.sky(self._light)]),
+            (self._backdrop, 'ground', [landscape.hills(self._light, seed)]),
+            (self._backdrop, 'ground', [landscape.plain(self._light)]),
+            (self._static, 'ground', landscape.meadow(surfaces, self._light, seed).split(_CELL)),
         ]
-        for kind, mesh in looks.ground_layers(
+        for kind, mesh in landscape.ground_layers(
             self._roads.surfaces, self._roads.paint, self._light
         ):
             layers.append((self._static, kind, mesh.split(_CELL)))
@@ -281,7 +282,7 @@ class _Stage:
             mesh = looks.mesh_of(actor, self._roads.seed).moved(actor.x, actor.y, actor.yaw)
             groups.setdefault(looks.class_of(actor), []).append(mesh)
         for kind, group in groups.items():
-            for part in looks.meshes.join(group).split(_CELL):
+            for part in meshes.join(group).split(_CELL):
                 self._attach(self._static, part, kind)
 
     def _attach(self, parent, mesh, kind, *, turns=False):

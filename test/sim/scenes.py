@@ -82,3 +82,9 @@ def everyone(light: str = 'red', brakes: str = 'braking') -> list[Actor]:
         actor('light', 'traffic_light', 'traffic.traffic_light', 37.0, -4.6, LIGHT, state=light),
         actor('stop', 'traffic_sign', 'traffic.stop', 20.0, -6.6, SIGN),
     ]  # fmt: skip
+
+
+def light(state, distance, yaw=0.0):
+    """Return a traffic light to the right of the lane."""
+    kind = ('traffic_light', 'traffic.traffic_light')
+    return actor('light', *kind, distance, -5.0, LIGHT, yaw, state=state)
