@@ -5,7 +5,7 @@
     <clip>/anno/00000.json.gz ...               one annotation a frame, at 10 Hz
 
 A frame exists when its annotation does: that is written last, beside, and renamed. A clip is called `<clip>.partial`
-until it is closed. What is in an annotation, `annotation` knows.
+until it is closed. What is in an annotation, `annotation` and `annotating` know.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import COMMANDS, Command, Scene, Trajectory, VehicleCommand
 from mose_ros.core.vision import check_image
-from mose_ros.data import annotation
+from mose_ros.data import annotating, annotation, driven_path
 
 FRAME_DT = 0.1  # s between the frames of a clip unless ours says otherwise
 PARTIAL = '.partial'
@@ -74,7 +74,7 @@ class ClipWriter:
             check_image(image, f'camera {name}')
         sizes = {name: image.shape[1::-1] for name, image in images.items()}
         extra = self._fixed | ({'decision': dict(decision)} if decision else {})
-        data = annotation.from_scene(scene, sizes, control=control, expert=expert, extra=extra)
+        data = annotating.from_scene(scene, sizes, control=control, expert=expert, extra=extra)
         text = json.dumps(data, separators=(',', ':'), allow_nan=False)  # ValueError on NaN
         for name, image in images.items():
             self._write_image(f'rgb_{name}', '.jpg', image[:, :, ::-1], self._jpeg)
@@ -219,7 +219,7 @@ class ClipReader:
         commands = [
             COMMANDS[int(one) - 1] if 1 <= one <= 6 else Command.FOLLOW for one in track[:, 4]
         ]
-        corridor, progress = annotation.driven_corridor(track[:, :2], commands, index)
+        corridor, progress = driven_path.driven_corridor(track[:, :2], commands, index)
         scene = annotation.to_scene(data, corridor, progress)
         steps = np.hypot(*np.diff(track[:, :2], axis=0).T)
         stops = np.flatnonzero(track[: index + 1, 3] < 0.1)
