@@ -1,7 +1,11 @@
-"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all`.
+"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert`.
 
 Everything of a run lies under --work: data/ (clips), router/, sft/, action/ (checkpoints, metrics, model/), bundle/. The same
 command again goes on where it was stopped, and does nothing where all is done.
+
+`convert HF_DIR --out DIR --preset qwen2vl_2b` makes a MoSE checkpoint of any Qwen2-VL in Hugging Face's format; without
+--out it only counts parameters. `convert CHECKPOINT --out DIR --set mose.expert_groups=true` gives a trained MoSE a second
+expert for each skill, for the tokens of images.
 """
 
 import argparse
@@ -15,8 +19,9 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 
+from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
-from mose_ros.training import annotate, collect, presets, stages
+from mose_ros.training import annotate, collect, presets, skill_labels, skill_report, stages
 from mose_ros.training.config import override, resolve, write_json
 from mose_ros.training.presets import STAGES, Training
 
@@ -30,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
     logging.getLogger('OpenGL').setLevel(logging.WARNING)
     try:
+        if options.verb == 'convert':
+            _convert(options)
+            return 0
         training = _resolve(options)
         run = Run(training, options)
         for verb in _VERBS if options.verb == 'all' else [options.verb]:
@@ -50,15 +58,22 @@ _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m mose_ros.training', description=__doc__)
-    parser.add_argument('verb', choices=[*_VERBS, 'all'])
+    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert'])
+    parser.add_argument('source', nargs='?', type=Path, help='of convert: what is converted')
     parser.add_argument('--preset', default='tiny', help=f'one of {", ".join(presets.PRESETS)}')
     parser.add_argument('--work', type=Path, help='folder of the run (default: runs/PRESET)')
     parser.add_argument('--data', type=Path, help='folder of the clips (default: WORK/data)')
-    parser.add_argument('--out', type=Path, help='of collect: as --data; of export: the bundle')
+    parser.add_argument(
+        '--out', type=Path, help='of collect: as --data; of export, convert: what is made'
+    )
+    parser.add_argument(
+        '--skills', type=Path, help='of convert: the taxonomy (default: config/skills.yaml)'
+    )
     parser.add_argument('--checkpoint', type=Path, help='of export: the model (default: the last)')
     parser.add_argument(
         '--set', action='append', default=[], metavar='STAGE.FIELD=VALUE', dest='settings'
     )
+    parser.add_argument('--seed', type=int, default=0, help='of convert: of what is new')
     parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
     parser.add_argument('--seeds', help='of collect, as 0-399; 20000 and more are for evaluation')
     parser.add_argument('--processes', type=int, help='of collect and annotate')
@@ -72,13 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--allow-changes', action='store_true', help='go on with other settings')
     parser.add_argument('--name', default='', help='of the bundle (default: mose-PRESET)')
-    parser.add_argument('--json', type=Path, help='of export: where the parity report goes')
+    parser.add_argument(
+        '--json', type=Path, help='where the parity report of export, the counts of convert go'
+    )
     parser.add_argument('--quiet', action='store_true', help='no progress bars')
+    skill_labels.add_options(parser)
     return parser
 
 
 def _resolve(options) -> Training:
-    training = override(presets.preset(options.preset), options.settings)
+    of_run = [one for one in options.settings if not one.startswith(skill_labels.SETTINGS)]
+    training = override(presets.preset(options.preset), of_run)
     changes = {}
     if options.families and options.families != 'all':
         changes['families'] = tuple(options.families.split(','))
@@ -92,6 +111,31 @@ def _resolve(options) -> Training:
     return replace(training, collect=replace(training.collect, **changes))
 
 
+def _convert(options) -> None:
+    from mose_ros.modeling import driver
+    from mose_ros.training import convert
+
+    source, out, bar = options.source, options.out, not options.quiet
+    if source is not None and (source / driver.CONFIG).is_file():
+        if out is None:
+            raise ValueError(f'{source} is a MoSE already; say with --out where a wider one goes')
+        counts = convert.widen(source, out, options.settings, bar=bar)
+    else:
+        taxonomy = Taxonomy.load(options.skills or default_path())
+        given = (options.preset, options.settings)
+        if out is None:
+            counts = convert.count_only(source, *given, taxonomy=taxonomy)
+        elif source is None:
+            raise ValueError('convert: name the Qwen2-VL folder, as `convert HF_DIR --out DIR`')
+        else:
+            counts = convert.convert(
+                source, out, *given, taxonomy=taxonomy, seed=options.seed, bar=bar
+            )
+    if options.json:
+        write_json(options.json, counts)
+    print(convert.describe(counts))
+
+
 class Run:
     """A training run in its folder."""
 
@@ -103,6 +147,7 @@ class Run:
         )
         self.bar = not options.quiet
         self.round = options.round
+        self.labelling = skill_labels.from_options(options)
 
     def collect(self) -> None:
         """Record what is not recorded yet."""
@@ -112,6 +157,9 @@ class Run:
 
     def annotate(self) -> None:
         """Label what is not labelled yet."""
+        if self.labelling is not None:
+            self._label_skills(self.labelling)
+            return
         model = self.training.model.action
         target = annotate.Target(horizon=model.horizon, dt=model.dt, data=self.training.data)
         processes = self.training.collect.processes
@@ -123,6 +171,12 @@ class Run:
             len(found['skipped']),
             found['counts'],
         )
+
+    def _label_skills(self, labelling: skill_labels.Labelling) -> None:
+        folder = self.work / 'skills'
+        out = self.options.out or folder / f'{labelling.source}-{labelling.annotator}'
+        found = skill_labels.run(labelling, self.data, out, folder / 'cache', bar=self.bar)
+        _LOG.info('%s\n%s', out, skill_report.describe(found))
 
     def router(self) -> None:
         """Train the routers; from scratch, the eyes with them."""
