@@ -18,7 +18,7 @@ import numpy as np
 from mose_ros.core.prompt import COMMAND_WORDS
 from mose_ros.core.skills import Taxonomy
 from mose_ros.core.types import Actor, Command, Scene, Trajectory
-from mose_ros.data import rules
+from mose_ros.data import narration, rules
 from mose_ros.data.clips import ClipReader, find_clips
 from mose_ros.data.pictures import Picture
 from mose_ros.data.skill_samples import SkillSample, check
@@ -71,6 +71,11 @@ _BY_SKILL = {
         'HighwayCutIn',
         'InterurbanAdvancedActorFlow',
     ),
+}
+SKILLS = {
+    'perception': tuple(dict.fromkeys(narration.NOUNS.values())),
+    'prediction': ('slowing', 'cut_in', 'crossing', 'approaching'),
+    'planning': ('normal', 'traffic_sign', *_BY_SKILL),
 }
 SCENARIOS = {name: skill for skill, names in _BY_SKILL.items() for name in names}
 
@@ -157,9 +162,13 @@ def turn(path: Trajectory) -> float:
 
 
 class ClipSource:
-    """The frames of all clips under a folder, ours or Bench2Drive's."""
+    """The frames of all clips under a folder, ours or Bench2Drive's; without a taxonomy the rules are not asked."""
 
-    def __init__(self, root: str | Path, taxonomy: Taxonomy, cameras: Sequence[str] = CAMERAS):
+    SKILLS = SKILLS
+
+    def __init__(
+        self, root: str | Path, taxonomy: Taxonomy | None, cameras: Sequence[str] = CAMERAS
+    ):
         self.taxonomy, self.cameras = taxonomy, tuple(cameras)
         self._root = Path(root)
         self._frames = [
@@ -182,7 +191,7 @@ class ClipSource:
         return SkillSample(
             name=f'{folder.relative_to(self._root).as_posix()}:{frame:05d}',
             facts=facts(clip.scene(frame), plan),
-            rules=check(self.taxonomy, skills(clip, frame)),
+            rules=check(self.taxonomy, skills(clip, frame)) if self.taxonomy else {},
             pictures=lambda: self._pictures(folder, frame),
         )
 

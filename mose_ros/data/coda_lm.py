@@ -70,9 +70,11 @@ _DENIED = re.compile(
 
 
 class CodaLmSource:
-    """The questions of one split."""
+    """The questions of one split; without a taxonomy the rules are not asked."""
 
-    def __init__(self, root: str | Path, taxonomy: Taxonomy, split: str = 'Train'):
+    SKILLS = {'perception': _PRESSING, 'planning': (*_WORDS, 'normal')}
+
+    def __init__(self, root: str | Path, taxonomy: Taxonomy | None, split: str = 'Train'):
         self.root, self.taxonomy = Path(root), taxonomy
         split = split.capitalize()
         if split not in SPLITS:
@@ -108,7 +110,7 @@ class CodaLmSource:
         return SkillSample(
             name=f'{path.parent.name}/{path.stem}:{task}{f":{key}" if key else ""}',
             facts={'question': TASKS[task], **answers},
-            rules=chain(self.taxonomy, **skills),
+            rules=chain(self.taxonomy, **skills) if self.taxonomy else {},
             pictures=lambda: {'front': _picture(picture, region.get('box'))},
         )
 

@@ -62,9 +62,14 @@ class Question:
 
 
 class Robo2VlmSource:
-    """The questions of one split."""
+    """The questions of one split; without a taxonomy the rules are not asked."""
 
-    def __init__(self, root: str | Path, taxonomy: Taxonomy, split: str = 'train'):
+    SKILLS = {
+        level: tuple(skill for _, at, skill in PROTOTYPES.values() if at == level)
+        for level in ('perception', _REASONING, 'planning')
+    }
+
+    def __init__(self, root: str | Path, taxonomy: Taxonomy | None, split: str = 'train'):
         self.taxonomy = taxonomy
         root = Path(root)
         paths = sorted(root.rglob(f'{split}-*.parquet'))
@@ -83,6 +88,7 @@ class Robo2VlmSource:
         where = f'{table.path}, row {row}'
         question = parse(table.row(row), where)
         _, level, skill = question.prototype
+        named = {level: skill} if level else {}
         listed = ' '.join(
             f'({letter}) {one}' for letter, one in zip(LETTERS, question.choices, strict=False)
         )
@@ -90,7 +96,7 @@ class Robo2VlmSource:
         return SkillSample(
             name=question.name,
             facts={'question': question.text, 'choices': listed, 'right choice': right},
-            rules=chain(self.taxonomy, **({level: skill} if level else {})),
+            rules=chain(self.taxonomy, **named) if self.taxonomy else {},
             pictures=lambda: {'robot': Picture(data=table.image(row))},
         )
 

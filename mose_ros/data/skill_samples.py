@@ -19,12 +19,16 @@ class SkillSample:
 
     name: str  # unique in its source
     facts: Mapping[str, str]  # what is known, in words: title -> text
-    rules: Mapping[str, str]  # level -> skill, as the rules say
+    rules: Mapping[str, str]  # level -> skill, as the rules say; empty where nobody asked them
     pictures: Callable[[], Mapping[str, Picture]]  # by caption; ValueError names a bad file
 
 
 class Source(Protocol):
     """Data that can be labelled."""
+
+    SKILLS: Mapping[
+        str, tuple[str, ...]
+    ]  # what its rules can say: level -> skills, beside `general`
 
     def __len__(self) -> int: ...
 
@@ -46,6 +50,17 @@ def check(taxonomy: Taxonomy, skills: Mapping[str, str]) -> dict[str, str]:
             raise ValueError(f'level {level!r}: expected one skill, got {skills[level]!r}')
         taxonomy.index(level, skills[level])
     return {level: skills[level] for level in taxonomy.levels}
+
+
+def missing(taxonomy: Taxonomy, said: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the `level: skill` that rules can say and a taxonomy does not have."""
+    known = taxonomy.levels
+    return [
+        f'{level}: {skill}'
+        for level, names in said.items()
+        for skill in names
+        if skill not in known.get(level, ())
+    ]
 
 
 def chain(taxonomy: Taxonomy, **named: str) -> dict[str, str]:

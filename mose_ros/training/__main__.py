@@ -67,13 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         '--out', type=Path, help='of collect: as --data; of export, convert: what is made'
     )
     parser.add_argument(
-        '--skills', type=Path, help='of convert: the taxonomy (default: config/skills.yaml)'
+        '--skills', type=Path, help='of convert, annotate: taxonomy (default: config/skills*.yaml)'
     )
     parser.add_argument('--checkpoint', type=Path, help='of export: the model (default: the last)')
     parser.add_argument(
         '--set', action='append', default=[], metavar='STAGE.FIELD=VALUE', dest='settings'
     )
-    parser.add_argument('--seed', type=int, default=0, help='of convert: of what is new')
+    parser.add_argument('--seed', type=int, default=0, help='of convert, annotate: what is drawn')
     parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
     parser.add_argument('--seeds', help='of collect, as 0-399; 20000 and more are for evaluation')
     parser.add_argument('--processes', type=int, help='of collect and annotate')

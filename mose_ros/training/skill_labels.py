@@ -27,7 +27,7 @@ from mose_ros.data.bench2drive import ClipSource
 from mose_ros.data.chat import Client, Endpoint, Unanswered
 from mose_ros.data.coda_lm import CodaLmSource
 from mose_ros.data.robo2vlm import Robo2VlmSource
-from mose_ros.data.skill_samples import SkillSample, Source, check
+from mose_ros.data.skill_samples import SkillSample, Source, check, missing
 from mose_ros.data.vlm import LABELLED, Verdict, VlmAnnotator
 from mose_ros.training.config import override, write_json, write_text
 from mose_ros.training.skill_report import SKIPPED, UNANSWERED, describe, report
@@ -54,7 +54,7 @@ class Labelling:
     samples: int = 2000  # drawn by seed (MoSE needs 2000); 0: all
     seed: int = 0
     split: str = 'train'  # of CODA-LM and Robo2VLM
-    taxonomy: str = ''  # a file; else the source's own
+    taxonomy: str | Path = ''  # a file; else the source's own
     repairs: int = 2  # how often a model is told what is wrong with its answer
     vlm: Endpoint = field(default_factory=Endpoint)
 
@@ -62,13 +62,14 @@ class Labelling:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `annotate` needs to label with skills."""
     group = parser.add_argument_group('of annotate, to label a subset of any data with skills')
-    group.add_argument('--source', choices=SOURCES, help='the data under --data (default: clips)')
+    group.add_argument(
+        '--source', choices=SOURCES, dest='labelled', help='what --data holds (default: clips)'
+    )
     group.add_argument('--annotator', choices=ANNOTATORS, help='who labels (default: rules)')
     group.add_argument('--split', help='of coda_lm and robo2vlm (default: train)')
     group.add_argument(
         '--samples', type=int, help='how many, drawn by seed (default: 2000; 0: all)'
     )
-    group.add_argument('--taxonomy', help="a file as config/skills.yaml (default: the source's)")
     group.add_argument(
         '--url', help='of a server with the OpenAI chat API, as http://host:8000/v1'
     )
@@ -78,14 +79,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def from_options(options: argparse.Namespace) -> Labelling | None:
     """Return the labelling a command line asks for, or None where it asks for none; `--set labels.FIELD=VALUE` included."""
     settings = [one for one in options.settings if one.startswith(SETTINGS)]
-    names = ('source', 'annotator', 'split', 'samples', 'taxonomy')
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    names = {'labelled': 'source', 'skills': 'taxonomy'}
+    names |= {name: name for name in ('annotator', 'split', 'samples')}
+    given = {
+        field: getattr(options, name)
+        for name, field in names.items()
+        if getattr(options, name) is not None
+    }
     address = {name: getattr(options, name) for name in ('url', 'model') if getattr(options, name)}
     if not (settings or given or address):
         return None
     if options.verb != 'annotate' or not {'source', 'annotator'} & set(given):
         raise ValueError('these options are for `annotate --source ...` or `--annotator ...`')
-    labelling = override(Labelling(**given), [one.removeprefix(SETTINGS) for one in settings])
+    labelling = override(
+        Labelling(**given, seed=options.seed), [one.removeprefix(SETTINGS) for one in settings]
+    )
     if address and labelling.annotator != 'vlm':
         raise ValueError('--url and --model are for `--annotator vlm`')
     return replace(labelling, vlm=replace(labelling.vlm, **address))
@@ -126,11 +134,21 @@ def open_taxonomy(labelling: Labelling) -> Taxonomy:
 
 
 def open_source(labelling: Labelling, root: str | Path, taxonomy: Taxonomy) -> Source:
-    """Return the samples of a labelling's source."""
+    """Return the samples of a labelling's source; ValueError where its rules don't know the taxonomy, and label.
+
+    A model may label with any taxonomy; there is nothing to compare it with then.
+    """
     reader = SOURCES[labelling.source][0]
-    if labelling.source == 'clips':
-        return reader(root, taxonomy)
-    return reader(root, taxonomy, labelling.split)
+    foreign = missing(taxonomy, reader.SKILLS)
+    if foreign and labelling.annotator == 'rules':
+        raise ValueError(
+            f'the rules of {labelling.source} say {", ".join(foreign)}, which the taxonomy lacks; '
+            f'take {SOURCES[labelling.source][1]}, or --annotator vlm'
+        )
+    if foreign:
+        _LOG.info('the taxonomy lacks %s: no comparison with rules', ', '.join(foreign))
+    split = () if labelling.source == 'clips' else (labelling.split,)
+    return reader(root, None if foreign else taxonomy, *split)
 
 
 def choose(total: int, samples: int, seed: int) -> list[int]:

@@ -22,6 +22,8 @@ def report(
     `head` tells source, annotator and model. `records` are lines of labels.jsonl, `cost` is the bill of a model, if any.
     """
     labelled = [record for record in records if record['status'] == LABELLED]
+    asked = cost is not None and all(record['rules'] for record in labelled)
+    compared = taxonomy.levels if asked else ()
     statuses = Counter(record['status'] for record in records)
     return {
         **head,
@@ -32,9 +34,7 @@ def report(
             set(record['skills'].values()) == {GENERAL} for record in labelled
         ),
         'coverage': {level: _coverage(taxonomy, level, labelled) for level in taxonomy.levels},
-        'against_rules': {
-            level: _confusion(level, labelled) for level in taxonomy.levels if cost is not None
-        },
+        'against_rules': {level: _confusion(level, labelled) for level in compared},
         'failures': {
             record['name']: f'{record["status"]}: {record["reason"]}'
             for record in records

@@ -11,7 +11,7 @@ from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import Trajectory
 from mose_ros.data import bench2drive, coda_lm, robo2vlm
 from mose_ros.data.clips import ClipReader
-from mose_ros.data.skill_samples import chain, check
+from mose_ros.data.skill_samples import chain, check, missing
 from test.data.test_clips import write_clip
 
 DRIVING = Taxonomy.load(default_path())
@@ -132,8 +132,16 @@ def test_a_bend_is_no_change_of_lane():
     assert bench2drive.turn(Trajectory(time=0.0, dt=0.2, xy=np.zeros((15, 2)))) == 0
 
 
-def test_every_scenario_has_a_skill_of_the_taxonomy():
-    assert set(bench2drive.SCENARIOS.values()) < set(DRIVING.names('planning'))
+def test_the_taxonomies_know_all_that_rules_say():
+    for source, taxonomy, other in [
+        (bench2drive.ClipSource, DRIVING, ROBOT),
+        (coda_lm.CodaLmSource, DRIVING, ROBOT),
+        (robo2vlm.Robo2VlmSource, ROBOT, DRIVING),
+    ]:
+        assert missing(taxonomy, source.SKILLS) == [] != missing(other, source.SKILLS)
+
+
+def test_every_scenario_has_a_skill():
     assert bench2drive.SCENARIOS['AccidentTwoWays'] == 'overtaking'
     assert bench2drive.SCENARIOS['SignalizedJunctionLeftTurnEnterFlow'] == 'merging'
 
@@ -330,8 +338,3 @@ def test_robo2vlm_in_lines(tmp_path):
 def test_an_answer_that_is_none_of_the_choices_is_an_error(wrong):
     with pytest.raises(ValueError, match='file, row 0'):
         robo2vlm.parse({**ROWS[0], **wrong}, 'file, row 0')
-
-
-def test_every_prototype_has_a_skill_of_the_taxonomy():
-    for _, level, skill in robo2vlm.PROTOTYPES.values():
-        ROBOT.index(level, skill)

@@ -115,6 +115,19 @@ def test_a_model_labels_beside_the_rules(data):
     assert names == sorted(names, key=lambda name: name.split(':')[0])  # in order
 
 
+def test_a_model_may_label_with_skills_that_no_rule_knows(data):
+    taxonomy = data / 'mine.yaml'
+    taxonomy.write_text('levels: {mood: {general: none, calm: nothing to do, tense: danger}}')
+
+    with ChatServer(lambda *_: completion('{"mood": "tense"}')) as server:
+        found = label(data, data, labelling(server, taxonomy=str(taxonomy), samples=5))
+
+    assert found['coverage'] == {'mood': {'general': 0, 'calm': 0, 'tense': 5}}
+    assert found['against_rules'] == {}
+    with pytest.raises(ValueError, match='perception: vulnerable_road_user'):
+        label(data, data, labelling(taxonomy=str(taxonomy)))
+
+
 def test_a_stormy_server_costs_nothing_twice(data):
     def stormy(body, number):
         if number % 7 == 0:
@@ -252,7 +265,7 @@ def test_the_command(data, capsys):
 
     with ChatServer(answer) as server:
         model = ['--annotator', 'vlm', '--url', server.url, '--model', 'seer', '--samples', '6']
-        settings = ['--set', 'labels.vlm.key_env=NO_KEY', '--set', 'labels.seed=1']
+        settings = ['--set', 'labels.vlm.key_env=NO_KEY', '--seed', '1']
         assert main([*base, '--source', 'coda_lm', *model, *settings]) == 0
     assert len(server.requests) == 6
     head = (data / 'run/skills/coda_lm-vlm/labels.jsonl').read_text().splitlines()[0]
@@ -264,6 +277,10 @@ def test_the_command(data, capsys):
         (['--samples', '5'], '--source'),
         (['--source', 'coda_lm', '--set', 'labels.sed=1'], 'did you mean'),
         (['--source', 'robo2vlm'], 'neither train-'),
+        (
+            ['--source', 'coda_lm', '--skills', str(default_path('skills_robot.yaml'))],
+            'perception: vehicle',
+        ),
     ]:
         assert main([*base, *wrong]) == 1
         assert told in capsys.readouterr().err
