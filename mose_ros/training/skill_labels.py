@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class Labelling:
     annotator: str = 'rules'  # one of ANNOTATORS
     samples: int = 2000  # drawn by seed (MoSE needs 2000); 0: all
     seed: int = 0
+    pool: int = 1  # n: draw n times as many and take them evenly over what the rules say
     split: str = 'train'  # of CODA-LM and Robo2VLM
     taxonomy: str | Path = ''  # a file; else the source's own
     repairs: int = 2  # how often a model is told what is wrong with its answer
@@ -108,7 +109,7 @@ def run(
     """
     taxonomy = open_taxonomy(labelling)
     source = open_source(labelling, root, taxonomy)
-    chosen = choose(len(source), labelling.samples, labelling.seed)
+    chosen = choose(source, labelling)
     with _annotator(labelling, taxonomy, Path(cache)) as (annotate, client, threads):
         records = _label(source, chosen, annotate, threads, client, bar)
         cost = client.bill() if client else None
@@ -151,10 +152,27 @@ def open_source(labelling: Labelling, root: str | Path, taxonomy: Taxonomy) -> S
     return reader(root, None if foreign else taxonomy, *split)
 
 
-def choose(total: int, samples: int, seed: int) -> list[int]:
-    """Return the indices of a subset in order; a larger subset of the same seed holds the smaller ones."""
-    drawn = np.random.default_rng(seed).permutation(total)
-    return sorted(drawn[: samples or total].tolist())
+def choose(source: Source, labelling: Labelling) -> list[int]:
+    """Return the indices of a subset, in order; without a pool, a larger subset of the same seed holds the smaller ones."""
+    count = labelling.samples or len(source)
+    drawn = np.random.default_rng(labelling.seed).permutation(len(source))
+    drawn = drawn[: count * max(labelling.pool, 1)].tolist()
+    if len(drawn) > count:
+        drawn = _evenly(source, drawn)[:count]
+    return sorted(drawn)
+
+
+def _evenly(source: Source, drawn: Sequence[int]) -> list[int]:
+    """Return indices in turns of the skill chains that the rules say; what can't be read is a chain of its own."""
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index in drawn:
+        try:
+            chain = tuple(source.sample(index).rules.values())
+        except ValueError:
+            chain = ()
+        groups.setdefault(chain, []).append(index)
+    turns = zip_longest(*groups.values())
+    return [index for turn in turns for index in turn if index is not None]
 
 
 def read(path: str | Path, taxonomy: Taxonomy) -> dict[str, dict[str, str]]:

@@ -43,7 +43,7 @@ def labelling(server=None, **more):
     values = {'source': 'coda_lm', 'annotator': 'vlm' if server else 'rules', 'samples': 0}
     if server:
         values['vlm'] = Endpoint(
-            url=server.url, model='seer', key_env='NO_KEY', concurrency=4, backoff=0.02, attempts=6,
+            url=server.url, model='seer', key_env='NO_KEY', concurrency=4, backoff=0.02, backoff_max=0.1, attempts=40,
             price_in=1.0, price_out=2.0,
         )  # fmt: skip
     return Labelling(**{**values, **more})
@@ -247,12 +247,28 @@ def test_two_runs_do_not_share_a_cache_at_a_time(data):
         first.join()
 
 
-def test_a_larger_subset_holds_the_smaller_one():
-    small, large = skill_labels.choose(100, 20, seed=3), skill_labels.choose(100, 50, seed=3)
+def test_a_larger_subset_holds_the_smaller_one(data):
+    def chosen(**more):
+        wanted = labelling(**more)
+        return skill_labels.choose(skill_labels.open_source(wanted, data, TAXONOMY), wanted)
 
+    small, large = chosen(samples=8, seed=3), chosen(samples=20, seed=3)
     assert set(small) < set(large) and small == sorted(small)
-    assert small != skill_labels.choose(100, 20, seed=4)
-    assert skill_labels.choose(5, 0, seed=0) == [0, 1, 2, 3, 4]
+    assert small != chosen(samples=8, seed=4)
+    assert chosen() == list(range(40))
+
+
+def test_a_pool_makes_rare_skills_as_frequent_as_others(data):
+    plain = json.loads(json.dumps(ANNOTATION))
+    plain['driving_suggestion'] = 'Keep a safe distance.'
+    for number in range(2, 11):
+        (data / f'CODA-LM/Train/val_{number:04d}.json').write_text(json.dumps(plain))
+
+    found = label(data, data, labelling(samples=5, pool=8))
+
+    chains = {tuple(record['skills'].values()) for record in records(data)}
+    assert len(chains) == 5  # every chain there is, once; `give_way` is one of 40 samples
+    assert found['coverage']['planning']['give_way'] == 1
 
 
 def test_the_command(data, capsys):
