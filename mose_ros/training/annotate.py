@@ -20,8 +20,8 @@ from mose_ros.core.action import Normalizer
 from mose_ros.core.bundle import sha256
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.skills import LEVELS
-from mose_ros.core.types import COMMANDS, EgoState, Guidance
-from mose_ros.data import narration, rules
+from mose_ros.core.types import COMMANDS, EgoState, Guidance, Trajectory
+from mose_ros.data import bench2drive, narration, rules
 from mose_ros.data.clips import ClipReader, find_clips
 from mose_ros.training.collect import fan_out
 from mose_ros.training.config import Data, digest, resolve, write_json, write_text
@@ -117,6 +117,8 @@ def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[str, 
 def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
     """Return the labels of a clip's frames; frames without a trajectory are left out."""
     scenes = [clip.scene(index) for index in range(len(clip))]
+    if not clip.metadata['ours']:
+        scenes = [bench2drive.mend(scene) for scene in scenes]
     times = np.array([scene.time for scene in scenes])
     records, standing = [], 0.0
     for index, scene in enumerate(scenes):
@@ -126,8 +128,11 @@ def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
         xy = _trajectory(clip, index, target)
         if xy is None:
             continue
+        driven = Trajectory(time=scene.time, dt=target.dt, xy=xy)  # where nobody planned
         label = rules.label(
-            scene, expert=clip.expert_trajectory(index), decision=clip.decision(index)
+            scene,
+            expert=clip.expert_trajectory(index) or driven,
+            decision=clip.decision(index),
         )
         dull = standing > STANDING_SECONDS and np.hypot(*xy[-1]) <= GOES_M
         older = int(np.argmin(np.abs(times - (scene.time - target.data.frame_gap))))
