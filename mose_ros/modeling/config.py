@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
-from transformers import Qwen2VLConfig
 
 from mose_ros.core.action import PROPRIO
 from mose_ros.core.prompt import Tokenizer
@@ -84,9 +83,10 @@ class MoseConfig:
     levels: Mapping[str, Sequence[str]] = field(
         default_factory=dict
     )  # level -> skills in the order of experts, in order of depth
-    layers: Sequence[Sequence[int]] = ()  # the decoder layers of each level, counted from 0
+    layers: Sequence[Sequence[int]] = ()  # of the decoder, for each level, counted from 0
     router_scope: str = 'level'  # 'level': one decision a level; 'layer': one a layer (the paper)
     expert_weight: float = 0.5
+    expert_groups: bool = False  # two experts a skill: one for tokens of images, one for text
 
     def __post_init__(self):
         if self.router_scope not in ('level', 'layer'):
@@ -151,6 +151,13 @@ class DriverConfig:
     cameras: Sequence[str] = CAMERAS
     proprio: int = len(PROPRIO)
     semantic_classes: int = 0  # of the auxiliary loss on patches; 0: no such head
+
+    def __post_init__(self):
+        beyond = [x for group in self.mose.layers for x in group if x >= self.decoder.layers]
+        if beyond:
+            raise ValueError(
+                f'mose.layers names {beyond}, but the decoder has layers 0 to {self.decoder.layers - 1}'
+            )
 
     def to_json(self) -> str:
         """Return the configuration as JSON."""
@@ -258,7 +265,56 @@ PRESETS = {
         glance=GlanceConfig(width=32, height=16, channels=(8, 8), hidden=16),
         action=ActionConfig(width=32, ffn=48, horizon=6, moe_layers=1, flow_samples=2),
     ),
+    # Sizes of the published Qwen2-VL-2B; `training convert` takes those of the checkpoint instead. What it has, by
+    # `python -m mose_ros.training convert --preset qwen2vl_2b`: 4.87 B in all and 2.78 B active, of which the language
+    # model and its ViT 2.62 B, 0.41 B more than before. All fourteen even layers: 5.82 B, 2.94 B, 0.58 B more. With
+    # `mose.expert_groups=true`: 7.31 B, 3.19 B, 0.83 B more (the paper: +0.8 B).
+    'qwen2vl_2b': DriverConfig(
+        name='qwen2vl_2b',
+        vision=VisionConfig(view_width=560, view_height=280, width=1280, depth=32, heads=16),
+        decoder=DecoderConfig(
+            width=1536,
+            layers=28,
+            heads=12,
+            kv_heads=2,
+            ffn=8960,
+            mrope_section=(16, 24, 24),
+            vocab_size=151936,
+            image_id=151655,
+        ),
+        glance=GlanceConfig(width=128, height=64),
+        action=ActionConfig(width=512, ffn=2048, moe_layers=4),
+    ),
 }
+
+
+def even_layers(depth: int, levels: int) -> tuple[tuple[int, ...], ...]:
+    """Return the layers of each level: even-numbered ones, shared out evenly, the first levels taking what is left over.
+
+    The paper's text says all even-numbered layers, its +0.4 B active parameters are ten of Qwen2-VL-2B's 28 (all fourteen:
+    +0.58 B). Both hold with the first two sevenths of the depth left alone, and the first router reads what some layers
+    have already joined. ValueError when there are fewer even-numbered layers than levels.
+    """
+    even = range(0, depth, 2)
+    if len(even) < levels:
+        raise ValueError(
+            f'{depth} decoder layers have {len(even)} even-numbered ones for {levels} levels; set mose.layers'
+        )
+    even = even[min(depth // 7, len(even) - levels) :]
+    share, more = divmod(len(even), levels)
+    starts = [level * share + min(level, more) for level in range(levels + 1)]
+    return tuple(tuple(even[a:b]) for a, b in zip(starts, starts[1:], strict=False))
+
+
+def with_skills(config: DriverConfig, taxonomy: Taxonomy) -> DriverConfig:
+    """Return the configuration for the skills of a taxonomy; layers that are not given are those of `even_layers`."""
+    levels = {level: taxonomy.names(level) for level in taxonomy.levels}
+    layers = config.mose.layers or even_layers(config.decoder.layers, len(levels))
+    return replace(
+        config,
+        mose=replace(config.mose, levels=levels, layers=layers),
+        action=replace(config.action, skills=action_skills(taxonomy)),
+    )
 
 
 def preset(
@@ -272,58 +328,9 @@ def preset(
     if name not in PRESETS:
         raise ValueError(f'no preset {name!r}; known: {", ".join(PRESETS)}')
     config = replace(PRESETS[name], **changes)
-    taxonomy = taxonomy or Taxonomy.load(default_path())
-    levels = {level: taxonomy.names(level) for level in taxonomy.levels}
-    decoder = config.decoder
     if tokenizer is not None:
-        decoder = replace(decoder, vocab_size=tokenizer.vocab_size, image_id=tokenizer.image_id)
-    return replace(
-        config,
-        decoder=decoder,
-        mose=replace(config.mose, levels=levels),
-        action=replace(config.action, skills=action_skills(taxonomy)),
-    )
-
-
-def hf_config(vision: VisionConfig, decoder: DecoderConfig, mose: MoseConfig) -> Qwen2VLConfig:
-    """Return the same as Hugging Face's configuration; ours travels in its field `mose`."""
-    return Qwen2VLConfig(
-        text_config={
-            'vocab_size': decoder.vocab_size,
-            'hidden_size': decoder.width,
-            'intermediate_size': decoder.ffn,
-            'num_hidden_layers': decoder.layers,
-            'num_attention_heads': decoder.heads,
-            'num_key_value_heads': decoder.kv_heads,
-            'rms_norm_eps': decoder.rms_norm_eps,
-            'initializer_range': decoder.initializer_range,
-            'rope_parameters': {
-                'rope_type': 'default',
-                'rope_theta': decoder.rope_theta,
-                'mrope_section': list(decoder.mrope_section),
-            },
-            'bos_token_id': None,
-            'eos_token_id': None,
-        },
-        vision_config={
-            'depth': vision.depth,
-            'embed_dim': vision.width,
-            'hidden_size': decoder.width,
-            'mlp_ratio': vision.mlp_ratio,
-            'hidden_act': vision.activation,
-            'num_heads': vision.heads,
-            'patch_size': vision.patch,
-            'spatial_merge_size': vision.merge,
-            'temporal_patch_size': vision.frames,
-            'initializer_range': decoder.initializer_range,
-        },
-        image_token_id=decoder.image_id,
-        video_token_id=-1,  # views are pictures
-        tie_word_embeddings=decoder.tied,
-        # pairs, as Hugging Face sorts the keys of its JSON
-        mose=asdict(mose)
-        | {
-            'levels': [[level, list(skills)] for level, skills in mose.levels.items()],
-            'view': [vision.view_width, vision.view_height],
-        },
-    )
+        decoder = replace(
+            config.decoder, vocab_size=tokenizer.vocab_size, image_id=tokenizer.image_id
+        )
+        config = replace(config, decoder=decoder)
+    return with_skills(config, taxonomy or Taxonomy.load(default_path()))

@@ -3,9 +3,10 @@
 `plan` is the reference that exported bundles are held to; it is no engine.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,10 @@ from torch import nn
 from mose_ros.core.action import flow
 from mose_ros.modeling.action_expert import ActionExpert
 from mose_ros.modeling.batch import Batch, LossWeights
-from mose_ros.modeling.config import DriverConfig, hf_config
+from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.losses import accuracy, focal, soft_cross_entropy
 from mose_ros.modeling.mose import Decoded, MoseQwen2VL
+from mose_ros.modeling.qwen2vl import hf_config
 from mose_ros.modeling.view_router import ViewRouter
 
 Tensor = torch.Tensor
@@ -102,9 +104,9 @@ class MoseDriver(nn.Module):
         place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
         prompt_mask = (place < batch.prompt_lengths[:, None]).float()
         end = len(place) if losses.text else int(batch.prompt_lengths.max())
-        embeds = embeds.unflatten(0, batch.patches.shape[:2])
-        return self.vlm(
-            self.vlm.embed(batch.input_ids[:, :end], embeds),
+        return self.vlm.read(
+            batch.input_ids[:, :end],
+            embeds.unflatten(0, batch.patches.shape[:2]),
             batch.position_ids[..., :end],
             prompt_mask[:, :end],
             forced=forced,
@@ -120,12 +122,11 @@ class MoseDriver(nn.Module):
             metrics['token_accuracy'] = (logits.argmax(-1) == target).float().mean()
         if losses.routers:
             levels = self.vlm.router_levels
+            targets = [batch.skills[:, level] for level in levels]
             parts['routers'] = sum(
                 F.cross_entropy(scores, target, ignore_index=-1, reduction='sum')
-                / (target >= 0).sum().clamp(min=1)
-                for scores, level in zip(decoded.scores, levels, strict=True)
-                for target in [batch.skills[:, level]]
-            ) / len(levels)
+                for scores, target in zip(decoded.scores, targets, strict=True)
+            ) / sum((target >= 0).sum() for target in targets).clamp(min=1)
         names = list(self.config.mose.levels)
         for scores, level in zip(decoded.scores, self.vlm.router_levels, strict=True):
             name = f'router_{names[level]}'
@@ -174,8 +175,9 @@ class MoseDriver(nn.Module):
         _, embeds = self.vlm.see(patches)
         device = patches.device
         forced = None if skill_override is None else torch.tensor([skill_override], device=device)
-        first = self.vlm(
-            self.vlm.embed(input_ids[None], embeds[None]),
+        first = self.vlm.read(
+            input_ids[None],
+            embeds[None],
             position_ids[:, None],
             torch.ones(1, len(input_ids), device=device),
             forced=forced,
@@ -225,34 +227,57 @@ class MoseDriver(nn.Module):
 
         Written beside and renamed: the folder is a whole checkpoint or it is not there.
         """
-        folder = Path(folder)
-        partial = folder.with_name(folder.name + '.partial')
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        self.vlm.save_pretrained(partial / VLM)
+        with written_beside(folder) as partial:
+            self.vlm.save_pretrained(partial / VLM)
+            self.save_rest(partial)
+
+    def save_rest(self, folder: Path) -> None:
+        """Write all but the language model into a folder."""
         rest = {
             name: value.contiguous()
             for name, value in self.state_dict().items()
             if not name.startswith('vlm.')
         }
-        save_file(rest, partial / WEIGHTS)
-        (partial / CONFIG).write_text(self.config.to_json() + '\n', encoding='utf-8')
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
+        save_file(rest, folder / WEIGHTS)
+        (folder / CONFIG).write_text(self.config.to_json() + '\n', encoding='utf-8')
 
     @classmethod
     def load(cls, folder: str | Path) -> 'MoseDriver':
         """Undo `save`; ValueError when the folder is no checkpoint."""
         folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise ValueError(f'{folder} is no checkpoint: it has no {CONFIG}')
-        config = DriverConfig.from_json((folder / CONFIG).read_text(encoding='utf-8'))
-        driver = cls(config, MoseQwen2VL.from_pretrained(folder / VLM, dtype=torch.float32))
+        config = read_config(folder)
+        vlm, found = MoseQwen2VL.from_pretrained(
+            folder / VLM, dtype=torch.float32, output_loading_info=True
+        )
+        if lost := [*found['missing_keys'], *found['mismatched_keys']]:
+            raise ValueError(f'{folder / VLM} lacks {len(lost)} weights, as {lost[0]}')
+        driver = cls(config, vlm)
         missing, foreign = driver.load_state_dict(load_file(folder / WEIGHTS), strict=False)
         missing = [name for name in missing if not name.startswith('vlm.')]
         if missing or foreign:
             raise ValueError(f'{folder / WEIGHTS} lacks {missing} and has unknown {foreign}')
         return driver
+
+    def train_only(self, what: str) -> None:
+        """Let only these parameters move: 'all', or words and prefixes of parameters' names, comma-separated.
+
+        The words: 'routers', the skill routers; 'experts', the FFNs of the MoSE blocks, shared and skilled; 'mose', both.
+        ViT, attention, norms, embeddings and plain FFNs are then frozen (MoSE, "Skill Centric Routing Mechanism").
+        ValueError when nothing is called so.
+        """
+        routers = ['vlm.routers.']
+        experts = [f'vlm.model.language_model.layers.{layer}.mlp.' for layer in self.vlm.routed]
+        words = {'all': [''], 'routers': routers, 'experts': experts, 'mose': routers + experts}
+        names = [one.strip() for one in what.split(',')]
+        wanted = {name: tuple(words.get(name, [name])) for name in names}
+        for name, prefixes in wanted.items():
+            if not name or not any(n.startswith(prefixes) for n, _ in self.named_parameters()):
+                raise ValueError(
+                    f'trainable: no parameter begins with {name!r}, nor is it one of {", ".join(words)}'
+                )
+        prefixes = tuple(prefix for group in wanted.values() for prefix in group)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(prefixes))
 
     def count_parameters(self) -> dict[str, int]:
         """Return how many numbers each part holds, and how many of all are used for one plan ('active')."""
@@ -269,8 +294,32 @@ class MoseDriver(nn.Module):
             if experts := getattr(module, 'experts', None):
                 size = sum(p.numel() for p in experts[0].parameters())
                 active = self.config.action.top_k if module in _mixtures(self.action_expert) else 1
-                idle += size * (len(experts) - active)
+                groups = 2 if module.image_experts else 1
+                idle += groups * size * (len(experts) - active)
         return counts | {'total': total, 'active': total - idle}
+
+
+def read_config(folder: str | Path) -> DriverConfig:
+    """Return the configuration of a checkpoint; ValueError when the folder is none."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise ValueError(f'{folder} is no checkpoint: it has no {CONFIG}')
+    return DriverConfig.from_json(path.read_text(encoding='utf-8'))
+
+
+@contextlib.contextmanager
+def written_beside(folder: str | Path) -> Iterator[Path]:
+    """Lend an empty folder that takes the place of `folder` at the end, or vanishes when something fails."""
+    folder = Path(folder)
+    partial = folder.with_name(folder.name + '.partial')
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _mixtures(module: nn.Module) -> list[nn.Module]:

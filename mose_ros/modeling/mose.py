@@ -2,8 +2,9 @@
 
 A level's router reads the mean of the PROMPT's tokens that enter the level's first mixture and chooses one expert for
 the whole sample: once at prefill, kept while the answer is decoded. In training the answer's tokens take the prompt's
-decision too, so that training and inference are one function. The names of weights are Hugging Face's: an ordinary
-Qwen2-VL checkpoint loads, its FFNs become the shared experts (`copy_shared`).
+decision too, so that training and inference are one function. With expert groups a skill is two experts, one for the
+tokens of images and one for those of text. The names of weights are Hugging Face's, so that an ordinary Qwen2-VL's FFNs
+are the shared experts.
 """
 
 import contextlib
@@ -82,12 +83,18 @@ def attend(
 
 
 class SkillMixture(Qwen2MLP):
-    """An FFN that is always on (its weights keep their names) and experts of which each sample takes one or some."""
+    """An FFN that is always on (its weights keep their names) and experts of which each sample takes one or some.
 
-    def __init__(self, width: int, ffn: int, num_experts: int, expert_weight: float):
+    grouped: each skill has a second expert, for the tokens of images (MoSE, "Scaling-Up"); `experts` are then for text.
+    """
+
+    def __init__(
+        self, width: int, ffn: int, num_experts: int, expert_weight: float, grouped: bool = False
+    ):
         shape = SimpleNamespace(hidden_size=width, intermediate_size=ffn, hidden_act='silu')
         super().__init__(shape)
         self.experts = nn.ModuleList(Qwen2MLP(shape) for _ in range(num_experts))
+        self.image_experts = nn.ModuleList(Qwen2MLP(shape) for _ in range(num_experts * grouped))
         self.expert_weight = expert_weight
 
     @torch.no_grad()
@@ -96,7 +103,7 @@ class SkillMixture(Qwen2MLP):
         shared = {
             name: value for name, value in self.state_dict().items() if 'experts' not in name
         }
-        for expert in self.experts:
+        for expert in [*self.experts, *self.image_experts]:
             expert.load_state_dict(shared)
 
     def forward(
@@ -104,15 +111,23 @@ class SkillMixture(Qwen2MLP):
         x: Float[Tensor, 'B T D'],
         chosen: Int64[Tensor, 'B K'] | None,
         weights: Float[Tensor, 'B K'] | None = None,
+        is_image: Bool[Tensor, 'B T'] | None = None,
     ) -> Float[Tensor, 'B T D']:
-        """Answer (1 - w) shared + w * chosen experts, for K > 1 their weighted sum; without `chosen` the shared alone."""
+        """Answer (1 - w) shared + w * chosen experts, for K > 1 their weighted sum; without `chosen` the shared alone.
+
+        is_image: which tokens go to the image experts; none where it is not given.
+        """
         shared = super().forward(x)
         if chosen is None:
             return shared
         pick = pick_by_branch if torch.compiler.is_exporting() else pick_by_group
         mixed = 0
         for k in range(chosen.shape[1]):
-            picked = pick(self.experts, chosen[:, k], x)
+            if self.image_experts and is_image is not None:
+                groups = (self.experts, self.image_experts)
+                picked = pick_by_modality(groups, chosen[:, k], x, is_image)
+            else:
+                picked = pick(self.experts, chosen[:, k], x)
             mixed = picked if weights is None else mixed + weights[:, k, None, None] * picked
         return torch.lerp(shared, mixed.to(shared.dtype), self.expert_weight)
 
@@ -143,6 +158,26 @@ def pick_by_branch(
         lambda index, x: pick_by_branch(experts[half:], index - half, x),
         (chosen, x),
     )
+
+
+def pick_by_modality(
+    groups: tuple[Sequence[Callable], Sequence[Callable]],
+    chosen: Int64[Tensor, 'B'],
+    x: Float[Tensor, 'B T D'],
+    is_image: Bool[Tensor, 'B T'],
+) -> Float[Tensor, 'B T D']:
+    """Give each token to the expert of its sample in its group, (text, image); exported, both read all tokens."""
+    if torch.compiler.is_exporting():  # no shapes that depend on the data
+        text, image = (pick_by_branch(group, chosen, x) for group in groups)
+        return torch.where(is_image[..., None], image, text)
+    own = chosen[:, None].expand(is_image.shape)
+    members = (~is_image, is_image)
+    done = [
+        pick_by_group(group, own[member], x[member])
+        for group, member in zip(groups, members, strict=True)
+    ]
+    place = torch.cat([member.flatten().nonzero()[:, 0] for member in members])
+    return torch.cat(done).index_select(0, place.argsort()).view(x.shape)
 
 
 class SkillRouter(nn.Linear):
@@ -205,22 +240,26 @@ class TextAttention(Qwen2VLAttention):
 class DecoderLayer(Qwen2VLDecoderLayer):
     """A decoder layer, whose FFN is a mixture where the configuration says so."""
 
-    def __init__(self, config, layer_idx: int, num_experts: int, expert_weight: float):
+    def __init__(
+        self, config, layer_idx: int, num_experts: int, expert_weight: float, grouped: bool
+    ):
         super().__init__(config, layer_idx)
         self.self_attn = TextAttention(config, layer_idx)
         self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         if num_experts:
             self.mlp = SkillMixture(
-                config.hidden_size, config.intermediate_size, num_experts, expert_weight
+                config.hidden_size, config.intermediate_size, num_experts, expert_weight, grouped
             )
 
-    def forward(self, hidden, turn, past, chosen):
+    def forward(self, hidden, turn, past, chosen, is_image):
         """Return the layer's output and its keys and values; `chosen` (B, 1) only where it is a mixture."""
         seen, k, v = self.self_attn(self.input_layernorm(hidden), turn, past)
         hidden = hidden + seen
         inner = self.post_attention_layernorm(hidden)
-        return hidden + (self.mlp(inner) if chosen is None else self.mlp(inner, chosen)), k, v
+        if chosen is None:
+            return hidden + self.mlp(inner), k, v
+        return hidden + self.mlp(inner, chosen, is_image=is_image), k, v
 
 
 @dataclass(frozen=True)
@@ -235,13 +274,14 @@ class Decoded:
 
 
 class MoseQwen2VL(Qwen2VLForConditionalGeneration):
-    """Qwen2-VL with skill mixtures and views of one size; `config.mose` is a `MoseConfig` (see `config.hf_config`)."""
+    """Qwen2-VL with skill mixtures and views of one size; `config.mose` is a `MoseConfig` (see `qwen2vl.hf_config`)."""
 
-    _keep_in_fp32_modules = ['routers']
+    _keep_in_fp32_modules_strict = ['routers']  # in bfloat16 scores tie
 
     def __init__(self, config: Qwen2VLConfig):
         super().__init__(config)
         mose, text = config.mose, config.text_config
+        self.grouped = mose.get('expert_groups', False)  # the first checkpoints do not say
         skills = [len(names) for _, names in mose['levels']]
         level_of = {
             layer: level for level, layers in enumerate(mose['layers']) for layer in layers
@@ -249,7 +289,9 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         decoder = self.model.language_model
         for layer in range(text.num_hidden_layers):
             experts = skills[level_of[layer]] if layer in level_of else 0
-            decoder.layers[layer] = DecoderLayer(text, layer, experts, mose['expert_weight'])
+            decoder.layers[layer] = DecoderLayer(
+                text, layer, experts, mose['expert_weight'], self.grouped
+            )
         decoder.norm = Norm(text.hidden_size, eps=text.rms_norm_eps)
         for block in self.model.visual.blocks:
             block.attn = ViewAttention(config.vision_config)
@@ -290,11 +332,33 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
     ) -> Float[Tensor, 'B T D']:
         """Return the embedded text with the views' tokens, in order, where the image tokens stand."""
         text = self.model.language_model.embed_tokens(input_ids)
-        is_image = input_ids == self.config.image_token_id
+        is_image = self.is_image(input_ids)
         seen = embeds.flatten(1, 2)
         place = (is_image.cumsum(1) - 1).clamp(0, seen.shape[1] - 1)
         seen = seen.gather(1, place[..., None].expand(-1, -1, seen.shape[-1]))
         return torch.where(is_image[..., None], seen.to(text.dtype), text)
+
+    def is_image(self, input_ids: Int64[Tensor, 'B T']) -> Bool[Tensor, 'B T']:
+        """Return where the views' tokens stand."""
+        return input_ids == self.config.image_token_id
+
+    def read(
+        self,
+        input_ids: Int64[Tensor, 'B T'],
+        embeds: Float[Tensor, 'B V n D'],
+        position_ids: Int64[Tensor, '3 B T'],
+        prompt_mask: Float[Tensor, 'B T'],
+        *,
+        forced: Int64[Tensor, 'B S'] | None = None,
+    ) -> Decoded:
+        """Run the decoder over texts with their views, from the beginning; see `forward`."""
+        return self(
+            self.embed(input_ids, embeds),
+            position_ids,
+            prompt_mask,
+            is_image=self.is_image(input_ids),
+            forced=forced,
+        )
 
     def forward(
         self,
@@ -302,6 +366,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         position_ids: Int64[Tensor, '3 B T'],
         prompt_mask: Float[Tensor, 'B T'] | None = None,
         *,
+        is_image: Bool[Tensor, 'B T'] | None = None,
         forced: Int64[Tensor, 'B S'] | None = None,
         skills: Int64[Tensor, 'B R'] | None = None,
         past: Sequence[tuple[Tensor, Tensor]] | None = None,
@@ -309,9 +374,12 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         """Run the decoder over embedded tokens.
 
         At prefill the routers read the tokens of `prompt_mask`; `forced` overrides them where it is not -1. Behind a
-        `past` (keys and values of each layer) come one token and the `skills` that were chosen for it.
+        `past` (keys and values of each layer) come one token and the `skills` that were chosen for it. Expert groups need
+        `is_image` at prefill; what is decoded is text.
         """
         decoder = self.model.language_model
+        if self.grouped and past is None and is_image is None:
+            raise ValueError('expert groups need is_image; call `read`, or pass it')
         turn = [t[:, None] for t in decoder.rotary_emb(hidden, position_ids)]
         decided = [] if skills is None else list(skills.split(1, dim=1))
         scores, keys, values = [], [], []
@@ -326,7 +394,8 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
                     own = torch.where(wish >= 0, wish, own)
                 decided.append(own)
             chosen = None if router is None else decided[router]
-            hidden, k, v = layer(hidden, turn, None if past is None else past[index], chosen)
+            own_past = None if past is None else past[index]
+            hidden, k, v = layer(hidden, turn, own_past, chosen, is_image)
             keys.append(k)
             values.append(v)
         skills = torch.cat(decided, 1) if decided else hidden.new_zeros(len(hidden), 0).long()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from mose_ros.modeling.config import hf_config, preset
+from mose_ros.modeling.config import preset
 from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture, SkillRouter, attend, pick_by_branch
 from mose_ros.modeling.mose import pick_by_group as pick
+from mose_ros.modeling.qwen2vl import hf_config
 
 
 def make(**mose):
