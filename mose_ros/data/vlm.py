@@ -112,6 +112,7 @@ def schema(taxonomy: Taxonomy) -> dict[str, Any]:
 
 def read(text: str, taxonomy: Taxonomy) -> tuple[dict[str, str], str]:
     """Return label and reason of an answer, also of one with a fence or talk around it; ValueError says what is wrong."""
+    text = re.sub(r'<think>.*?</think>', '', text, flags=re.DOTALL)  # where a server leaves it in
     match = re.search(r'\{.*\}', text, re.DOTALL)
     if match is None:
         raise ValueError('there is no JSON object in it')

@@ -93,7 +93,7 @@ def describe(found: Mapping[str, Any]) -> str:
 def _describe_cost(cost: Mapping[str, Any]) -> Iterator[str]:
     for kind in ('paid', 'recalled'):
         one = cost[kind]
-        money = '' if one['money'] is None else f', {one["money"]:.4f} in money'
+        money = '' if one['money'] is None else f', {one["money"]:.4f} at the prices given'
         yield (
             f'{kind}: {one["answers"]} answers, {one["prompt_tokens"]} + {one["completion_tokens"]} tokens{money}'
         )

@@ -93,9 +93,8 @@ def test_who_never_answers_well_is_malformed_and_not_asked_again(tmp_path):
 
 
 def test_a_fence_and_talk_around_an_answer_do_no_harm():
-    text = f'Here it is:\n```json\n{GOOD}\n```\nDone.'
-
-    assert vlm.read(text, TAXONOMY) == (SKILLS, 'a car cuts in')
+    for text in (f'Here it is:\n```json\n{GOOD}\n```\nDone.', f'<think>{{or not?}}</think>{GOOD}'):
+        assert vlm.read(text, TAXONOMY) == (SKILLS, 'a car cuts in')
 
 
 def test_a_cut_off_answer_is_told_so(tmp_path):

@@ -110,7 +110,7 @@ def test_a_model_labels_beside_the_rules(data):
     text = (data / 'out/report.txt').read_text()
     assert 'planning, 75.0% as the rules' in text
     assert 'rules say give_way, the model: merging 9' in text
-    assert 'paid: 36 answers, 3600 + 360 tokens, 0.0043 in money' in text
+    assert 'paid: 36 answers, 3600 + 360 tokens, 0.0043 at the prices given' in text
     names = [record['name'] for record in records(data) if record['status'] == 'labelled']
     assert names == sorted(names, key=lambda name: name.split(':')[0])  # in order
 
