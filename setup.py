@@ -21,6 +21,7 @@ EXTRAS = {  # room: what it needs beside the core
         'onnxscript',
         'pyarrow',
         'safetensors',
+        'tensorboard',
         'torch',
         'tqdm',
         'transformers',

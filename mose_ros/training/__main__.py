@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,13 +34,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
-    logging.getLogger('OpenGL').setLevel(logging.WARNING)
+    for library in ('OpenGL', 'accelerate'):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         if options.verb == 'convert':
             _convert(options)
             return 0
         training = _resolve(options)
         run = Run(training, options)
+        if options.verb not in STAGES and int(os.environ.get('WORLD_SIZE', '1')) > 1:
+            raise ValueError(
+                f'{options.verb} starts its own processes; launch only {", ".join(STAGES)} in several'
+            )
         for verb in _VERBS if options.verb == 'all' else [options.verb]:
             getattr(run, verb)()
         if options.verb == 'all':

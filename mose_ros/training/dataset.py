@@ -209,6 +209,12 @@ class Samples:
             'camera': np.int64(place_of(camera, model.cameras)),
             **self._text(i, names),
         }
+        chance = np.random.default_rng(i) if random is None else random
+        draws = model.action.flow_samples
+        sample['coin'] = np.float32(chance.random())
+        sample['moments'] = chance.random(draws, dtype=np.float32)
+        shape = (draws, *index.action.shape[1:])
+        sample['noise'] = chance.standard_normal(shape, dtype=np.float32)
         if model.semantic_classes:
             sample['semantics'] = np.stack([self._classes(i, name) for name in names])
         return sample

@@ -16,8 +16,10 @@ class Stage:
     """One stage of training."""
 
     steps: int = 1000
-    batch_size: int = 32  # samples a step and accumulation
-    accumulate: int = 1  # batches summed for one step
+    batch_size: int = 32  # samples a step, of all processes and accumulations together
+    accumulate: int = (
+        1  # parts that a process makes of its samples, one after the other, where memory is short
+    )
     learning_rate: float = 1e-3
     floor: float = 0.02  # the cosine ends at this share of the learning rate
     warmup: int = 100  # steps

@@ -1,7 +1,9 @@
 """The training loop that all stages share: from one checkpoint and a data set to the next checkpoint.
 
 A stage is its settings (`presets.Stage`): which losses count, which parameters move, how fast. A stopped stage goes on with the
-same samples, the same noise and the same numbers as if it had not been stopped.
+same samples, the same noise and the same numbers as if it had not been stopped. Processes, precision, accumulation and
+checkpoints are Accelerate's; the loop is ours, because a Trainer's counts epochs of a data set, and this one counts minutes,
+draws each batch by its step, leaves out losses in some steps and judges averaged weights.
 """
 
 import contextlib
@@ -10,6 +12,7 @@ import logging
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, replace
@@ -18,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
@@ -28,14 +32,14 @@ from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import annotate
+from mose_ros.training import annotate, together
 from mose_ros.training.config import differences, resolve, write_json
 from mose_ros.training.dataset import Index, Order, Samples, load, validation_keys
 from mose_ros.training.presets import Stage, Training
-from mose_ros.training.together import Team
 
 _LOG = logging.getLogger(__name__)
 MODEL, STATE, RESULT, METRICS = 'model', 'state.json', 'stage.json', 'metrics.jsonl'
+AVERAGE = 'average.safetensors'
 CHECKPOINT = 'checkpoint-'
 FLOW_STEPS = 5  # of Euler, where a trajectory is drawn to be judged
 RAREST = 0.02  # a class counts as at least that share in the focal losses, or its few samples would outweigh all
@@ -147,23 +151,35 @@ class _Loop:
 
     def __init__(self, name, stage: Stage, training, driver, index, folder, limits, identity):
         self.name, self.stage, self.training = name, stage, training
-        self.driver, self.index, self.folder = driver.to(limits.device), index, folder
-        self.limits, self.identity, self.team = limits, identity, Team.join()
+        self.driver, self.index, self.folder = driver, index, folder
+        self.limits, self.identity = limits, identity
+        self.accelerator = together.join(
+            folder, device=limits.device, bfloat16=stage.bfloat16, accumulate=stage.accumulate
+        )
+        self.leads, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.samples = Samples(index, driver.config, training.data)
         self.losses = _with_counts(stage.losses, index, training, driver.config)
         self._freeze()
+        driver.to(self.device)
         self.moving = {n: p for n, p in driver.named_parameters() if p.requires_grad}
         decays = [p for p in self.moving.values() if p.ndim >= 2]
         plain = [p for p in self.moving.values() if p.ndim < 2]
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             [{'params': decays}, {'params': plain, 'weight_decay': 0.0}],
             lr=stage.learning_rate,
             betas=(0.9, stage.beta2),
             weight_decay=stage.weight_decay,
             fused=True,
         )
+        self.model, self.optimizer = self.accelerator.prepare(driver, optimizer)
+        # a checkpoint is the same from however many processes
+        self.accelerator.register_save_state_pre_hook(self._save_plain)
+        self.accelerator.register_load_state_pre_hook(self._load_plain)
         self.average = {n: p.detach().clone() for n, p in self.moving.items()}
         self.step, self.seconds = 0, 0.0
+        self.asked = self.leaving = (
+            False  # asked: this process; leaving: all of them, after this step
+        )
         self.window: dict[str, list[float]] = {}  # sums and counts since the last line of the log
 
     def _freeze(self) -> None:
@@ -176,89 +192,119 @@ class _Loop:
         for n, parameter in self.driver.named_parameters():
             parameter.requires_grad_(n.startswith(prefixes))
 
+    def _save_plain(self, models: list, weights: list, folder: str) -> None:
+        weights[:] = [{n: p.detach() for n, p in self.driver.named_parameters()}]
+
+    def _load_plain(self, models: list, folder: str) -> None:
+        models[:] = [self.driver]
+
     def run(self) -> Path:
         """Train to the end and write the model."""
-        stage = self.stage
+        stage, processes = self.stage, self.accelerator.num_processes
         batches = Order(
             self.index,
             self.training.data,
             seed=stage.seed,
             batch=stage.batch_size,
-            start=self.step * stage.accumulate,
-            stop=stage.steps * stage.accumulate,
+            start=self.step,
+            stop=stage.steps,
         )
-        mine = map(self.team.share, batches)
+        parts = stage.accumulate * processes
+        mine = together.deal(batches, parts, self.accelerator.process_index, processes)
         loader = load(self.samples, mine, self.training.data.workers)
-        saved, begun = time.monotonic(), time.monotonic() - self.seconds
+        begun, saved = time.monotonic() - self.seconds, self.seconds
+        board = {'purge_step': self.step + 1}
+        self.accelerator.init_trackers('tensorboard', init_kwargs={'tensorboard': board})
         progress = tqdm(
             total=stage.steps,
             initial=self.step,
             desc=self.name,
-            disable=not (self.limits.bar and self.team.leads),
+            disable=not (self.limits.bar and self.leads),
         )
         try:
-            while self.step < stage.steps and self.seconds < 60 * self.limits.max_minutes:
-                shown = self._train_step(loader, time.monotonic() - begun)
-                self.step += 1
-                progress.update()
-                if self.step % stage.log_every == 0:
-                    progress.set_postfix(self._log(shown))
-                if self.step % stage.validate_every == 0 or self.step == stage.steps:
-                    self._write_metrics({'validation': self.validate()})
-                minutes = (time.monotonic() - saved) / 60
-                if self.step % stage.checkpoint_every == 0 or minutes > stage.checkpoint_minutes:
-                    self.save()
-                    saved = time.monotonic()
-                if self.step == self.limits.stop_at:
-                    self.save()
-                    raise Stopped(f'{self.name} stopped after step {self.step}')
-        except KeyboardInterrupt:
-            self.save()
-            _LOG.warning('stopped at step %d; the same command goes on from there', self.step)
-            raise
+            with self._asked_to_leave():
+                while self.step < stage.steps and self.seconds < 60 * self.limits.max_minutes:
+                    shown = self._train_step(loader, time.monotonic() - begun)
+                    self.step += 1
+                    progress.update()
+                    if self.step % stage.log_every == 0:
+                        progress.set_postfix(self._log(shown))
+                    if self.step % stage.validate_every == 0 or self.step == stage.steps:
+                        self._write_metrics({'validation': self.validate()})
+                    minutes = (self.seconds - saved) / 60
+                    due = minutes > stage.checkpoint_minutes
+                    stops = self.leaving or self.step == self.limits.stop_at
+                    if due or stops or self.step % stage.checkpoint_every == 0:
+                        self.save()
+                        saved = self.seconds
+                    if self.leaving:
+                        _LOG.warning('stopped after step %d; the same command goes on', self.step)
+                        raise KeyboardInterrupt
+                    if stops:
+                        raise Stopped(f'{self.name} stopped after step {self.step}')
         finally:
             loader.close()
             progress.close()
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
         return self._finish()
+
+    @contextlib.contextmanager
+    def _asked_to_leave(self) -> Iterator[None]:
+        """Let the first interrupt or termination end the loop after a whole step, with a checkpoint; the second, at once."""
+
+        def ask(number, frame):
+            self.asked = True
+            signal.signal(number, before[number])
+
+        before = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                before[number] = signal.signal(number, ask)
+        except ValueError:
+            pass  # not the main thread: signals are not ours
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _train_step(self, loader: Iterator[Batch], seconds: float) -> dict[str, float]:
         stage = self.stage
+        parts = [next(loader).to(self.device) for _ in range(stage.accumulate)]
+        agreed = together.agree(self.accelerator, parts, seconds, self.asked)
+        self.seconds, self.leaving = agreed.seconds, agreed.leaving
         rate = self._set_rate()
-        noise = stage.seed * 1_000_003 + self.step  # and times of the flow
-        torch.manual_seed(noise + (self.team.rank << 40))
-        self.driver.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        noise = stage.seed * 1_000_003 + self.step  # of what a batch does not bring
+        torch.manual_seed(noise + (self.accelerator.process_index << 40))
+        self.model.train()
         speaks = self.step % stage.text_every == 0
         losses = self.losses if speaks else replace(self.losses, text=0.0)
-        for _ in range(stage.accumulate):
-            batch = next(loader).to(self.limits.device)
-            with self._arithmetic():
-                output = self.driver(batch, losses, stage.teacher_forcing)
-            (output.loss / stage.accumulate).backward()
-            values = {'loss': output.loss, **output.parts, **output.metrics}
+        for batch, share in zip(parts, agreed.shares, strict=True):
+            with self.accelerator.accumulate(self.model), self._attention():
+                output = self.model(batch, together.weigh(losses, share), stage.teacher_forcing)
+                self.accelerator.backward(output.loss)
+            known = {name: share.get(name, 1.0) * part for name, part in output.parts.items()}
+            values = {'loss': output.loss, **known, **output.metrics}
             self._remember({name: value.item() for name, value in values.items()})
-        self.seconds = self.team.mean_gradients(list(self.moving.values()), seconds)
-        norm = torch.nn.utils.clip_grad_norm_(list(self.moving.values()), stage.clip)
+        moving = list(self.moving.values())
+        norm = self.accelerator.clip_grad_norm_(moving, stage.clip)
         if not torch.isfinite(norm):
             raise FloatingPointError(
                 f'{self.name}: the gradient is not finite at step {self.step}; lower the learning rate'
             )
         self.optimizer.step()
+        self.optimizer.zero_grad()
         decay = min(stage.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            torch._foreach_lerp_(
-                list(self.average.values()), list(self.moving.values()), 1 - decay
-            )
+            torch._foreach_lerp_(list(self.average.values()), moving, 1 - decay)
         self._remember({'gradient': norm.item()})
         return {'rate': rate}
 
-    @contextlib.contextmanager
-    def _arithmetic(self) -> Iterator[None]:
-        """Compute in bfloat16 where told to; on a CPU with plain attention, whose backward is a third faster there."""
-        device = torch.device(self.limits.device).type
-        plain = sdpa_kernel(SDPBackend.MATH) if device == 'cpu' else contextlib.nullcontext()
-        with torch.autocast(device, torch.bfloat16, enabled=self.stage.bfloat16), plain:
-            yield
+    def _attention(self) -> contextlib.AbstractContextManager:
+        """Attend plainly on a CPU, where the backward of that is a third faster in bfloat16."""
+        plain = self.device.type == 'cpu'
+        return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
     def _set_rate(self) -> float:
         stage = self.stage
@@ -278,18 +324,30 @@ class _Loop:
 
     def _log(self, shown: Mapping[str, float]) -> dict[str, str]:
         """Write the means since the last line; return the most telling of them."""
+        self._share_window()
         means = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
-        speed = self.step * self.stage.batch_size * self.stage.accumulate / max(self.seconds, 1e-9)
+        speed = self.step * self.stage.batch_size / max(self.seconds, 1e-9)
         self._write_metrics({'train': means, **shown, 'samples_per_second': round(speed, 2)})
         return {name: f'{value:.3f}' for name, value in means.items() if name != 'gradient'}
 
+    def _share_window(self) -> None:
+        """Bring what all processes remember to the leader."""
+        windows = gather_object([self.window])
+        self.window = {}
+        for window in windows if self.leads else []:
+            for name, (value, count) in window.items():
+                total = self.window.setdefault(name, [0.0, 0])
+                total[0] += value
+                total[1] += count
+
     def _write_metrics(self, values: Mapping[str, Any]) -> None:
-        if not self.team.leads:
+        if not self.leads:
             return
         line = {'step': self.step, 'seconds': round(self.seconds, 1), **values}
         with (self.folder / METRICS).open('a', encoding='utf-8') as file:
             file.write(json.dumps(line) + '\n')
+        self.accelerator.log(dict(_flat(line)), step=self.step)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[MoseDriver]:
@@ -306,55 +364,52 @@ class _Loop:
 
     def validate(self) -> dict[str, float]:
         """Return mean losses, accuracies and the trajectory's error in metres on the validation clips."""
-        if not self.team.leads:
+        if not self.leads:
             return {}
         keys = validation_keys(
             self.index, self.training.data, self.stage.validate_samples, self.stage.batch_size
         )
         with self.averaged() as driver, torch.no_grad(), torch.random.fork_rng():
-            return evaluate(driver, self.samples, keys, self.losses, self.limits.device)
+            return evaluate(driver, self.samples, keys, self.losses, self.device)
 
     def save(self) -> None:
         """Write a checkpoint beside the last one, then remove that."""
-        if not self.team.leads:
-            return
         final = self.folder / f'{CHECKPOINT}{self.step:07d}'
         partial = final.with_name(final.name + '.partial')
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        weights = {n: p.detach().contiguous() for n, p in self.driver.named_parameters()}
-        save_file(weights, partial / 'weights.safetensors')
-        save_file(self.average, partial / 'average.safetensors')
-        torch.save(self.optimizer.state_dict(), partial / 'optimizer.pt')
-        state = {'step': self.step, 'seconds': self.seconds, 'window': self.window}
-        write_json(partial / STATE, state | {'identity': self.identity})
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        for old in self.folder.glob(f'{CHECKPOINT}*'):
-            if old != final:
-                shutil.rmtree(old)
+        if self.leads:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self._share_window()
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(partial))
+        self.accelerator.wait_for_everyone()
+        if self.leads:
+            save_file(self.average, partial / AVERAGE)
+            state = {'step': self.step, 'seconds': self.seconds, 'window': self.window}
+            write_json(partial / STATE, state | {'identity': self.identity})
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(partial, final)
+            for old in self.folder.glob(f'{CHECKPOINT}*'):
+                if old != final:
+                    shutil.rmtree(old)
 
     def resume(self, allow_changes: bool) -> None:
         """Go on from the newest checkpoint, if there is one."""
         found = sorted(p for p in self.folder.glob(f'{CHECKPOINT}*') if p.suffix != '.partial')
-        if not found:
-            if self.team.leads:
-                (self.folder / METRICS).unlink(missing_ok=True)
-            return
-        newest = found[-1]
-        state = json.loads((newest / STATE).read_text(encoding='utf-8'))
-        _compare(newest, state['identity'], self.identity, allow_changes)
-        self.driver.load_state_dict(load_file(newest / 'weights.safetensors'), strict=False)
-        average = load_file(newest / 'average.safetensors')
-        with torch.no_grad():
-            for n, value in self.average.items():
-                value.copy_(average[n])
-        optimizer = torch.load(newest / 'optimizer.pt', weights_only=True)
-        self.optimizer.load_state_dict(optimizer)
-        self.step, self.seconds, self.window = state['step'], state['seconds'], state['window']
-        if self.team.leads:
+        if found:
+            newest = found[-1]
+            state = json.loads((newest / STATE).read_text(encoding='utf-8'))
+            _compare(newest, state['identity'], self.identity, allow_changes)
+            self.accelerator.load_state(str(newest))
+            average = load_file(newest / AVERAGE)
+            with torch.no_grad():
+                for n, value in self.average.items():
+                    value.copy_(average[n])
+            self.step, self.seconds = state['step'], state['seconds']
+            self.window = state['window'] if self.leads else {}
+        if self.leads:
             self._forget_metrics()
-        self.team.wait()
+        self.accelerator.wait_for_everyone()
 
     def _forget_metrics(self) -> None:
         path = self.folder / METRICS
@@ -363,9 +418,9 @@ class _Loop:
         path.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
 
     def _finish(self) -> Path:
-        if self.team.leads:
+        if self.leads:
             self._write_model()
-        self.team.wait()
+        self.accelerator.wait_for_everyone()
         return self.folder / MODEL
 
     def _write_model(self) -> None:
@@ -382,6 +437,15 @@ class _Loop:
         for old in self.folder.glob(f'{CHECKPOINT}*'):
             shutil.rmtree(old)
         _LOG.info('%s: %s', self.name, measured)
+
+
+def _flat(values: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, float]]:
+    """Yield the numbers of nested values, named `train/loss`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f'{path}{name}/')
+        else:
+            yield f'{path}{name}', value
 
 
 def _with_counts(losses: LossWeights, index: Index, training: Training, model) -> LossWeights:
@@ -415,7 +479,7 @@ def evaluate(driver: MoseDriver, samples: Samples, keys, losses: LossWeights, de
 
     for batch in load(samples, keys, 0):
         batch = batch.to(device)
-        output = driver(batch, losses, 0.0)
+        output = MoseDriver.forward(driver, batch, losses, 0.0)  # without Accelerate's autocast
         for name, value in {'loss': output.loss, **output.parts, **output.metrics}.items():
             add(name, value.item(), len(batch))
         if losses.flow:

@@ -1,64 +1,119 @@
-"""Several processes that train one network: each reads its share of every batch, and all take the mean of their gradients.
+"""Accelerate as the stages use it: one process, or several that train one network, and what they tell one another.
 
-Started by `torchrun --nproc-per-node N -m mose_ros.training ...`, which says by environment variables who is who.
+Several are started by `accelerate launch` (config/accelerate) or by torchrun. A batch is cut into parts, one for each process and
+each accumulation; a step is the same step whatever the cut, because each part counts by how much of the batch it knows.
 """
 
+import logging
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
-import torch.distributed as distributed
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradientAccumulationPlugin,
+    ProjectConfiguration,
+)
+
+from mose_ros.modeling.batch import Batch, LossWeights
+
+_LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Team:
-    """The processes of a run; alone, it does nothing."""
+def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accelerator:
+    """Meet the processes that the launcher started, or be alone; logs for TensorBoard go into the folder."""
+    # each stage has its own precision; Accelerate remembers that of the last one, for good
+    AcceleratorState._reset_state(reset_partial_state=True)
+    waits = 'MASTER_PORT' in os.environ and 'RANK' not in os.environ
+    if waits and os.environ.get('ACCELERATE_MIXED_PRECISION'):
+        _LOG.warning(
+            'this is one process: `accelerate launch --num_processes N` starts several only where there are GPUs; '
+            'on a CPU add --config_file config/accelerate/cpu.yaml'
+        )
+    # Accelerate has no setting yet for what replaces it
+    warnings.filterwarnings('ignore', '.broadcast_buffers', FutureWarning)
+    # experts that no sample of the batch chose have no gradient, here or anywhere
+    reduction = DistributedDataParallelKwargs(
+        find_unused_parameters=True,
+        gradient_as_bucket_view=True,
+        broadcast_buffers=False,
+    )
+    return Accelerator(
+        cpu=torch.device(device).type == 'cpu',
+        mixed_precision='bf16' if bfloat16 else 'no',
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=accumulate, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[reduction],
+        log_with='tensorboard',
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+    )
 
-    rank: int = 0
-    size: int = 1
 
-    @classmethod
-    def join(cls) -> 'Team':
-        """Meet the others that the launcher started; a team of one where there is no launcher."""
-        size = int(os.environ.get('WORLD_SIZE', '1'))
-        if size == 1:
-            return cls()
-        if not distributed.is_initialized():
-            distributed.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
-        return cls(rank=distributed.get_rank(), size=size)
+def deal(batches: Iterable[Sequence], parts: int, rank: int = 0, size: int = 1) -> Iterator[list]:
+    """Yield the parts of each batch that are for process `rank` of `size`; ValueError when one would be empty."""
+    for batch in batches:
+        if len(batch) < parts:
+            raise ValueError(
+                f'a batch of {len(batch)} does not divide among {parts} parts '
+                '(processes and accumulations); raise batch_size'
+            )
+        for part in range(rank, parts, size):
+            yield list(batch[part::parts])
 
-    @property
-    def leads(self) -> bool:
-        """Return whether this process writes, logs and validates."""
-        return self.rank == 0
 
-    def share(self, keys: Sequence) -> list:
-        """Return this process's part of a batch; ValueError when the batch does not divide evenly."""
-        if len(keys) % self.size:
-            raise ValueError(f'a batch of {len(keys)} does not divide among {self.size} processes')
-        return list(keys[self.rank :: self.size])
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """What all processes know of a step before it begins."""
 
-    def mean_gradients(self, parameters: Sequence[torch.nn.Parameter], seconds: float) -> float:
-        """Replace every gradient by the mean over the processes; return the leader's clock for all.
+    shares: Sequence[
+        Mapping[str, float]
+    ]  # of each part of this process: how much each loss counts
+    seconds: float  # the leader's clock
+    leaving: bool  # whether a process was told to stop
 
-        A parameter that no process used keeps no gradient; one that only some used counts as 0 at the others.
-        """
-        if self.size == 1:
-            return seconds
-        device = parameters[0].device
-        used = torch.tensor([p.grad is not None for p in parameters], device=device).float()
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        clock = torch.tensor([seconds if self.leads else 0.0], device=device)
-        flat = torch.cat([clock, used, *(grad.flatten() for grad in grads)])
-        distributed.all_reduce(flat)
-        clock, used, flat = flat.split([1, len(used), len(flat) - 1 - len(used)])
-        parts = flat.div_(self.size).split([p.numel() for p in parameters])
-        for parameter, part, users in zip(parameters, parts, used.tolist(), strict=True):
-            parameter.grad = part.view_as(parameter) if users else None
-        return float(clock)
 
-    def wait(self) -> None:
-        """Let all come to the same point."""
-        if self.size > 1:
-            distributed.barrier()
+def agree(
+    accelerator: Accelerator, parts: Sequence[Batch], seconds: float = 0.0, leaving: bool = False
+) -> Agreement:
+    """Tell the others what these parts know, and learn what all know.
+
+    A loss is a mean over what is known in its part; weighed by the shares, the mean over all parts is that over the batch.
+    """
+    counts = [_known(part) for part in parts]
+    totals = {name: sum(one[name] for one in counts) for name in counts[0]}
+    if accelerator.num_processes > 1:
+        clock = seconds if accelerator.is_main_process else 0.0
+        told = torch.tensor([clock, float(leaving), *totals.values()], device=accelerator.device)
+        seconds, leavers, *sums = accelerator.reduce(told, 'sum').tolist()
+        totals, leaving = dict(zip(totals, sums, strict=True)), leavers > 0
+    number = len(parts) * accelerator.num_processes
+    shares = [
+        {name: number * count / max(totals[name], 1.0) for name, count in one.items()}
+        for one in counts
+    ]
+    return Agreement(shares=shares, seconds=seconds, leaving=leaving)
+
+
+def weigh(losses: LossWeights, share: Mapping[str, float]) -> LossWeights:
+    """Return the loss weights of a part."""
+    return replace(losses, **{name: getattr(losses, name) * one for name, one in share.items()})
+
+
+def _known(batch: Batch) -> dict[str, float]:
+    """Return over how many things each loss is a mean; of a loss that is not named, all parts count alike."""
+    counts = {
+        'text': (batch.labels[:, 1:] >= 0).sum(),
+        'routers': (batch.skills >= 0).sum(),
+        'flow': torch.tensor(len(batch)),
+        'action_router': (batch.action_skill >= 0).sum(),
+        'view_router': (batch.camera >= 0).sum(),
+    }
+    if batch.semantics is not None:
+        counts['semantics'] = batch.semantics.sum(-1).clamp(max=1).sum()
+    return {name: float(count) for name, count in counts.items()}

@@ -1,53 +1,132 @@
-"""Two processes that share every batch move as one that reads all of it."""
+"""Two processes that share every batch learn what one learns from all of it, whoever launches them."""
 
+import json
 import os
+import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mose_ros.training.together import Team
+from mose_ros.modeling.batch import LossWeights
+from mose_ros.training import stages, together
+from mose_ros.training.dataset import Index, Order, Samples, load
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = {'text': 1.0, 'routers': 0.5, 'flow': 1.0, 'action_router': 1.0, 'view_router': 1.0}
+EVERYTHING = LossWeights(**WEIGHTS)
+LAUNCHERS = {
+    'accelerate': ['accelerate.commands.launch', '--config_file', 'config/accelerate/cpu.yaml'],
+    'torchrun': ['torch.distributed.run', '--standalone', '--nproc-per-node', '2'],
+}
 
 
-def gradient(rows: list[int]) -> torch.nn.ModuleDict:
-    """Return a network after the backward pass of a mean loss over some rows of a fixed batch."""
+@pytest.fixture
+def run(drawn):
+    """Return a nano run whose first stage learns everything at once, in three steps, and its data."""
+    training, data = drawn
+    stage = replace(training.router, losses=EVERYTHING, steps=3, batch_size=8, validate_every=9)
+    return replace(training, router=stage), data
+
+
+def losses(folder):
+    lines = (folder / stages.METRICS).read_text(encoding='utf-8').splitlines()
+    return {
+        name: [json.loads(line)['train'][name] for line in lines if 'train' in line]
+        for name in ('loss', 'text', 'view_router', 'action_router', 'flow', 'gradient')
+    }
+
+
+def quiet(**limits):
+    return stages.Limits(bar=False, **limits)
+
+
+@pytest.mark.parametrize('launcher', LAUNCHERS)
+def test_two_processes_move_as_one(launcher, run, tmp_path):
+    training, data = run
+    stages.train('router', training, data, tmp_path / 'alone', limits=quiet())
+    shared = tmp_path / 'shared' / 'router'
+    if launcher == 'torchrun':  # a checkpoint does not know how many processes go on with it
+        with pytest.raises(stages.Stopped):
+            stages.train('router', training, data, shared, limits=quiet(stop_at=1))
+    settings = [f'router.losses.{name}={weight}' for name, weight in WEIGHTS.items()]
+    settings += ['router.steps=3', 'router.batch_size=8', 'router.validate_every=9']
+    verb = ['-m', 'mose_ros.training', 'router', '--preset', 'nano', '--quiet']
+    verb += ['--work', str(shared.parent), '--data', str(data)]
+    verb += [word for setting in settings for word in ('--set', setting)]
+    subprocess.run(
+        [sys.executable, '-m', *LAUNCHERS[launcher], *verb],
+        cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        check=True,
+        timeout=240,
+    )
+    alone, both = losses(tmp_path / 'alone'), losses(shared)
+    for name in alone:  # Adam makes much of the last bits of a gradient that is nearly 0
+        assert both[name][0] == pytest.approx(alone[name][0], rel=1e-5), name
+        assert both[name] == pytest.approx(alone[name], rel=3e-3), name
+    assert len(set(alone['loss'])) == 3, 'the loss moves, or equality would say nothing'
+
+
+def test_parts_of_a_batch_count_by_what_they_know(run):
+    training, data = run
+    config = stages.model_config(training, data)
+    index = Index.load(data, config)
+    samples = Samples(index, config, training.data)
+    order = list(Order(index, training.data, seed=0, batch=8, start=0, stop=1))
+    whole = next(load(samples, order, 0))
+    halves = list(load(samples, together.deal(order, 2), 0))
     torch.manual_seed(0)
-    net = torch.nn.ModuleDict({'used': torch.nn.Linear(3, 1), 'idle': torch.nn.Linear(3, 1)})
-    batch = torch.randn(8, 3)
-    net['used'](batch[rows]).square().mean().backward()
-    return net
+    driver = stages.MoseDriver(config)
+    expected = driver(whole, EVERYTHING).loss
+    shares = together.agree(Accelerator(cpu=True), halves).shares
+    found = [
+        driver(half, together.weigh(EVERYTHING, share)).loss
+        for half, share in zip(halves, shares, strict=True)
+    ]
+    torch.testing.assert_close(torch.stack(found).mean(), expected, rtol=2e-6, atol=0)
+    plain = torch.stack([driver(half, EVERYTHING).loss for half in halves]).mean()
+    assert abs(plain - expected) > 2e-4
 
 
-def work(folder: str) -> None:
-    team = Team.join()
-    net = gradient(team.share(range(8)))
-    alone = net['used'].weight.grad.clone()
-    seconds = team.mean_gradients(list(net.parameters()), seconds=10.0 + team.rank)
-    assert net['idle'].weight.grad is None, 'what nobody used must not decay'
-    np.savez(f'{folder}/{team.rank}', shared=net['used'].weight.grad, alone=alone, clock=seconds)
-    team.wait()
+def test_accumulating_changes_nothing(run, tmp_path):
+    training, data = run
+    cut = replace(training, router=replace(training.router, accumulate=2))
+    for name, one in {'whole': training, 'cut': cut}.items():
+        stages.train('router', one, data, tmp_path / name, limits=quiet())
+    cut, whole = losses(tmp_path / 'cut'), losses(tmp_path / 'whole')
+    assert cut['loss'] == pytest.approx(whole['loss'], rel=3e-3)
+    assert cut['gradient'][0] == pytest.approx(whole['gradient'][0], rel=1e-4)
 
 
-def test_two_processes_move_as_one(tmp_path):
-    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2']
-    environment = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
-    subprocess.run([*launch, __file__, str(tmp_path)], env=environment, check=True, timeout=120)
-    whole = gradient(list(range(8)))['used'].weight.grad.numpy()
-    for rank in range(2):
-        found = np.load(tmp_path / f'{rank}.npz')
-        np.testing.assert_allclose(found['shared'], whole, rtol=1e-5)
-        assert not np.allclose(found['alone'], whole)
-        assert found['clock'] == 10.0, 'the leader holds the clock'
+def test_an_interrupt_ends_after_a_whole_step(run, tmp_path, monkeypatch):
+    training, data = run
+    log = stages._Loop._log
+
+    def interrupt(loop, shown):
+        if loop.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return log(loop, shown)
+
+    stages.train('router', training, data, tmp_path / 'straight', limits=quiet())
+    monkeypatch.setattr(stages._Loop, '_log', interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stages.train('router', training, data, tmp_path / 'left', limits=quiet())
+    assert list((tmp_path / 'left').glob(f'{stages.CHECKPOINT}0000002'))
+    stages.train('router', training, data, tmp_path / 'left', limits=quiet())
+    assert losses(tmp_path / 'left') == losses(tmp_path / 'straight')
+    board = EventAccumulator(str(tmp_path / 'left' / 'tensorboard')).Reload()
+    shown = [event.value for event in board.Scalars('train/loss')]
+    assert shown == pytest.approx(losses(tmp_path / 'left')['loss'])
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    assert Team().share([1, 2, 3]) == [1, 2, 3]
-    with pytest.raises(ValueError, match='batch of 3 does not divide among 2'):
-        Team(rank=0, size=2).share([1, 2, 3])
-
-
-if __name__ == '__main__':
-    work(sys.argv[1])
+    assert list(together.deal([[1, 2, 3]], 2)) == [[1, 3], [2]]
+    assert list(together.deal([[1, 2, 3]], 2, rank=1, size=2)) == [[2]]
+    with pytest.raises(ValueError, match='batch of 3 does not divide among 4'):
+        next(together.deal([[1, 2, 3]], 4))
