@@ -32,7 +32,11 @@ DATASET = 'dataset.json'
 TOKENIZER = 'tokenizer.json'
 STANDING_SECONDS = 4.0  # a car that stays at rest for longer shows little new
 GOES_M = 1.0  # a plan that ends further off goes
+FIELDS = frozenset(
+    ('frame', 'older', 'family', 'camera', 'skills', 'answer', 'action', 'proprio', 'weight')
+)
 _CHUNK = 16  # clips of one job
+_OTHER_LABELS = ('chat', 'coda_lm', 'pictures', 'robo2vlm', 'skill_samples', 'vlm')  # of data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +51,9 @@ class Target:
     def version(self) -> str:
         """Return a hash of all that a clip's labels depend on beside the clip: these settings, and the code that makes them."""
         part = {key: getattr(self.data, key) for key in ('frame_gap', 'future', 'standing_weight')}
-        code = [
-            sha256(path)
-            for path in [Path(__file__), *sorted(Path(rules.__file__).parent.glob('*.py'))]
-        ]
+        modules = sorted(Path(rules.__file__).parent.glob('*.py'))
+        makers = [path for path in modules if path.stem not in _OTHER_LABELS]
+        code = [sha256(path) for path in [Path(__file__), *makers]]
         return digest([self.horizon, self.dt, part, code])
 
 
@@ -97,8 +100,11 @@ def _version(folder: Path) -> str:
     path = folder / LABELS
     if not path.is_file():
         return ''
-    with path.open(encoding='utf-8') as file:
-        return json.loads(file.readline()).get('version', '')
+    with path.open('rb') as file:
+        try:
+            return json.loads(file.readline())['version']
+        except (ValueError, KeyError, TypeError):
+            return ''  # broken, so it is written anew
 
 
 def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[str, str]]:
@@ -178,7 +184,7 @@ def _summarise(root: Path, folders: Sequence[Path], target: Target, skipped) -> 
     counts: dict[str, Counter] = {'family': Counter(), 'camera': Counter()}
     trajectories, states, frames = [], [], 0
     for folder in folders:
-        for record in read_labels(folder):
+        for record in read_labels(folder)[0]:
             frames += 1
             counts['family'][record['family']] += 1
             counts['camera'][record['camera']] += 1
@@ -220,10 +226,20 @@ def _fit_proprio(states) -> Normalizer:
     )
 
 
-def read_labels(folder: Path) -> list[dict[str, Any]]:
-    """Return the records of a clip's labels."""
-    lines = (folder / LABELS).read_text(encoding='utf-8').splitlines()
-    return [json.loads(line) for line in lines[1:]]
+def read_labels(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the records of a clip's labels, and the names of lines that hold none, which are also in the log."""
+    lines = (folder / LABELS).read_bytes().splitlines()
+    records, broken = [], []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            record = json.loads(line)
+            if missing := FIELDS - record.keys():
+                raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+            records.append(record)
+        except (ValueError, AttributeError) as error:
+            broken.append(f'{folder.name}/{LABELS}:{number}')
+            _LOG.warning('skipped %s: %s; remove the file and annotate again', broken[-1], error)
+    return records, broken
 
 
 def normalizer(dataset: Mapping[str, Any], name: str) -> Normalizer:

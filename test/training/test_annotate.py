@@ -28,3 +28,17 @@ def test_what_was_driven_stands_for_a_plan(tmp_path):
 
     assert stopping[30] == 'traffic_sign' and len(stopping) == 60
     assert set(going_on) == {'normal'}  # a limit is no sign to obey, and nothing is `general`
+
+
+def test_code_that_makes_no_label_of_clips_does_not_void_them(monkeypatch):
+    def version_without(name):
+        glob = annotate.Path.glob
+        monkeypatch.setattr(
+            annotate.Path, 'glob', lambda *a: (path for path in glob(*a) if path.stem != name)
+        )
+        found = annotate.Target(horizon=10, dt=0.2, data=Data()).version
+        monkeypatch.undo()
+        return found
+
+    whole = version_without('nothing')
+    assert version_without('chat') == whole != version_without('rules')
