@@ -82,8 +82,9 @@ class _Prefill(_Graph):
     def forward(self, input_ids, embeds, position_ids, skill_override):
         vlm = self.driver.vlm
         everyone = torch.ones_like(input_ids, dtype=torch.float32)
-        hidden = vlm.embed(input_ids, embeds[None])
-        done = vlm(hidden, position_ids, everyone, forced=skill_override[None])
+        done = vlm.read(
+            input_ids, embeds[None], position_ids, everyone, forced=skill_override[None]
+        )
         logits = vlm.lm_head(done.hidden[:, -1])
         return (
             logits,

@@ -132,6 +132,40 @@ def test_the_vision_graph_takes_any_number_of_views(made, views):
     assert not np.allclose(got[:1], vision.run({'patches': -patches.numpy()})['embeds'][:1])
 
 
+def test_expert_groups_survive_the_export(tmp_path):
+    torch.manual_seed(0)
+    skills = {'planning': {'general': '', 'normal': ''}}
+    config = preset(
+        'nano',
+        taxonomy=Taxonomy(skills),
+        mose=MoseConfig(layers=((2,),), expert_groups=True, expert_weight=0.9),
+    )
+    driver = MoseDriver(config).eval()
+    mixture = driver.vlm.model.language_model.layers[2].mlp
+    with torch.no_grad():
+        for weight in driver.vlm.model.language_model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    inputs = export.example_inputs(driver)['prefill']
+    path = tmp_path / 'prefill.onnx'
+    path.write_bytes(export.trace(driver, 'prefill').SerializeToString())
+    graph = session.open_session(path, threads=1)
+    answers = []
+    for skill in (0, 1):
+        inputs['skill_override'] = torch.tensor([skill])
+        with torch.no_grad():
+            want = export._Prefill(driver)(*inputs.values())[0]
+        got = graph.run({name: value.numpy() for name, value in inputs.items()})['logits']
+        np.testing.assert_allclose(got, want.numpy(), atol=1e-4)
+        answers.append(got)
+    assert not np.allclose(*answers, atol=1e-2)
+    for group in (mixture.image_experts, mixture.experts):
+        with torch.no_grad():
+            group[1].down_proj.weight.mul_(3)
+            changed = export._Prefill(driver)(*inputs.values())[0].numpy()
+        assert not np.allclose(changed, answers[1], atol=1e-3)
+        answers[1] = changed
+
+
 def test_a_failed_export_leaves_the_old_bundle_alone(made, monkeypatch):
     driver, folder, bundling = made
     before = (folder / 'manifest.json').read_bytes()
