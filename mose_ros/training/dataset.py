@@ -5,12 +5,13 @@ exactly the samples that it would have seen. Pictures go through `core.vision` a
 """
 
 import json
+import logging
 import sys
 import zlib
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -26,11 +27,22 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
 
+_LOG = logging.getLogger(__name__)
+SPARES = 3  # other samples that may take the place of one that can't be read
+ENDS = {'.jpg': b'\xff\xd9', '.png': b'IEND\xaeB`\x82'}  # of a whole picture
 UNKNOWN = -1  # a label that no loss looks at
 AHEAD = 2  # batches made before they are asked for
 NO_TOKEN = -100  # a token that no loss looks at
 STANDS = 0.3  # m/s; a slower car is at rest
 BRAKES = 0.6  # a plan that gets less far than this share of going on at the speed of now
+
+
+class CorruptSample(ValueError):
+    """A recorded sample that can't be read."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f'{name}: {reason}; record or fetch the clip again')
+        self.name = name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +63,7 @@ class Index:
     weight: Float[np.ndarray, 'N']
     family: tuple[str, ...]
     seconds: float  # from now to the last point of a trajectory
+    broken: tuple[str, ...] = ()  # names of lines of labels that could not be read
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -65,12 +78,13 @@ class Index:
             raise ValueError(
                 f'{root} holds no annotated clip; run `python -m mose_ros.training annotate` first'
             )
-        records, clip = [], []
+        records, clip, broken = [], [], []
         for index, name in enumerate(names):
-            found = annotate.read_labels(root / name)
+            found, lost = annotate.read_labels(root / name)
             records += found
+            broken += lost
             clip += [index] * len(found)
-        column = {key: [one[key] for one in records] for key in _KEYS}
+        column = {key: [one[key] for one in records] for key in annotate.FIELDS}
         trajectories = np.asarray(column['action'], np.float32)
         if trajectories.shape[1:] != (model.action.horizon, 2):
             raise ValueError(
@@ -97,6 +111,7 @@ class Index:
             weight=np.asarray(column['weight'], np.float32),
             family=tuple(map(sys.intern, column['family'])),
             seconds=model.action.horizon * model.action.dt,
+            broken=tuple(broken),
         )
 
     def camera_places(self, cameras: Sequence[str]) -> Int64[np.ndarray, 'N']:
@@ -135,19 +150,6 @@ class Index:
         return weights / weights.sum()
 
 
-_KEYS = (
-    'frame',
-    'older',
-    'camera',
-    'answer',
-    'proprio',
-    'action',
-    'skills',
-    'weight',
-    'family',
-)
-
-
 def place_of(name: str, names: Sequence[str]) -> int:
     """Return where a name stands, or UNKNOWN."""
     return list(names).index(name) if name in names else UNKNOWN
@@ -160,6 +162,7 @@ class Key:
     frame: int  # of the index
     views: int  # how many are looked at
     numbers: tuple[int, ...] | None  # seed of its random choices; None: nothing is changed
+    spares: tuple[int, ...] = ()  # frames that are taken, in turn, where this one can't be read
 
 
 class Samples:
@@ -249,8 +252,9 @@ class Samples:
         folder = index.root / index.clips[index.clip[i]] / 'camera' / f'rgb_{camera}'
         path = folder / f'{frame:05d}.jpg'
         if half:
-            return np.ascontiguousarray(_read(path, cv2.IMREAD_REDUCED_COLOR_2)[:, :, ::-1])
-        image = _read(path, cv2.IMREAD_COLOR_RGB)
+            image = self._read(path, cv2.IMREAD_REDUCED_COLOR_2)
+            return np.ascontiguousarray(image[:, :, ::-1])
+        image = self._read(path, cv2.IMREAD_COLOR_RGB)
         return vision.resize(image, view.view_width, view.view_height)
 
     def _patches(self, view: Sequence[np.ndarray], look: 'Look', random):
@@ -274,11 +278,25 @@ class Samples:
         path = folder / f'{index.frame[i]:05d}.png'
         if not path.is_file():
             return np.zeros((view.patches, count), np.float32)
-        image = _read(path, cv2.IMREAD_GRAYSCALE)
+        image = self._read(path, cv2.IMREAD_GRAYSCALE)
         size = (view.view_width, view.view_height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
         places = np.bincount((self._patch_of + image).ravel(), minlength=view.patches * count)
         return (places / view.patch**2).astype(np.float32).reshape(view.patches, count)
+
+    def _read(self, path: Path, mode: int) -> np.ndarray:
+        name = str(path.relative_to(self._index.root))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise CorruptSample(name, error.strerror or 'it cannot be opened') from None
+        # the decoder fills what is missing with grey and says nothing
+        if not data.rstrip(b'\0').endswith(ENDS[path.suffix]):
+            raise CorruptSample(name, 'it is cut off')
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
+        if image is None:
+            raise CorruptSample(name, 'it is no picture')
+        return image
 
     def _text(self, i: int, names: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the tokens of question and answer, not padded yet."""
@@ -304,13 +322,6 @@ def _patch_numbers(model: DriverConfig) -> Int64[np.ndarray, 'H W']:
     order = np.arange(rows * columns).reshape(rows // merge, columns // merge, merge, merge)
     grid = order.transpose(0, 2, 1, 3).reshape(rows, columns)
     return np.kron(grid, np.ones((view.patch, view.patch), np.int64))
-
-
-def _read(path: Path, mode: int) -> np.ndarray:
-    image = cv2.imdecode(np.fromfile(path, np.uint8), mode)
-    if image is None:
-        raise ValueError(f'{path} is no picture; record the clip again or remove its folder')
-    return image
 
 
 def _moment(state: Float[np.ndarray, 'P']) -> tuple[EgoState, Guidance]:
@@ -407,10 +418,16 @@ class Order:
             random = np.random.default_rng([self._seed, step])
             alone = random.random() < self._config.fixed_alone
             views = fixed if alone else fixed + self._config.top_k
-            places = np.searchsorted(self._edges, random.random(self._batch) * self._edges[-1])
+            draws = random.random((1 + SPARES, self._batch)) * self._edges[-1]
+            frames = self._frames[np.searchsorted(self._edges, draws)].T
             yield [
-                Key(frame=int(self._frames[place]), views=views, numbers=(self._seed, step, slot))
-                for slot, place in enumerate(places)
+                Key(
+                    frame=int(frame),
+                    views=views,
+                    numbers=(self._seed, step, slot),
+                    spares=tuple(map(int, spares)),
+                )
+                for slot, (frame, *spares) in enumerate(frames)
             ]
 
 
@@ -425,17 +442,30 @@ def validation_keys(index: Index, config: Data, count: int, batch: int) -> list[
     return [keys[start : start + batch] for start in range(0, len(keys), batch)]
 
 
-def load(samples: Samples, batches: Iterable[Sequence[Key]], workers: int) -> Iterator[Batch]:
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A batch, and the names of what could not be read when it was made."""
+
+    batch: Batch
+    corrupt: tuple[str, ...]
+
+
+def load(samples: Samples, batches: Iterable[Sequence[Key]], workers: int) -> Iterator[Loaded]:
     """Yield the batches, in order; made ahead by as many threads, or in between where there are none.
 
     Threads, because decoding and the arithmetic of pictures leave Python's lock: nothing is copied between processes.
+    Samples that can't be read are in the log; a spare takes their place, or none where a key has none. ValueError when
+    the spares can't be read either.
     """
 
-    def make(keys: Sequence[Key]) -> Batch:
-        return collate([samples[key] for key in keys])
+    def make(keys: Sequence[Key]) -> Loaded | None:
+        corrupt: list[str] = []
+        found = [_make(samples, key, corrupt) for key in keys]
+        whole = [sample for sample in found if sample is not None]
+        return Loaded(batch=collate(whole), corrupt=tuple(corrupt)) if whole else None
 
     if workers <= 0:
-        yield from map(make, batches)
+        yield from filter(None, map(make, batches))
         return
     ahead: deque[Future] = deque()
     with ThreadPoolExecutor(workers) as pool:
@@ -443,9 +473,25 @@ def load(samples: Samples, batches: Iterable[Sequence[Key]], workers: int) -> It
             for keys in batches:
                 ahead.append(pool.submit(make, keys))
                 if len(ahead) > workers + AHEAD:
-                    yield ahead.popleft().result()
+                    yield from filter(None, [ahead.popleft().result()])
             while ahead:
-                yield ahead.popleft().result()
+                yield from filter(None, [ahead.popleft().result()])
         finally:
             for one in ahead:
                 one.cancel()
+
+
+def _make(samples: Samples, key: Key, corrupt: list[str]) -> dict[str, np.ndarray] | None:
+    """Return the sample of a key or of its first whole spare; None where there are none."""
+    for frame in (key.frame, *key.spares):
+        try:
+            return samples[replace(key, frame=frame)]
+        except CorruptSample as error:
+            corrupt.append(error.name)
+            _LOG.warning('skipped a sample: %s', error)
+            last = error
+    if key.spares:
+        raise ValueError(
+            f'{1 + len(key.spares)} samples in a row cannot be read, the last: {last}'
+        )
+    return None

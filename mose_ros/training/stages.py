@@ -14,7 +14,8 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import annotate, together
 from mose_ros.training.config import differences, resolve, write_json
-from mose_ros.training.dataset import Index, Order, Samples, load, validation_keys
+from mose_ros.training.dataset import Index, Loaded, Order, Samples, load, validation_keys
 from mose_ros.training.presets import Stage, Training
 
 _LOG = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ class _Loop:
         self.asked = self.leaving = (
             False  # asked: this process; leaving: all of them, after this step
         )
+        self.corrupt: Counter[str] = Counter()  # names of samples that could not be read
         self.window: dict[str, list[float]] = {}  # sums and counts since the last line of the log
 
     def _freeze(self) -> None:
@@ -269,9 +271,11 @@ class _Loop:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _train_step(self, loader: Iterator[Batch], seconds: float) -> dict[str, float]:
+    def _train_step(self, loader: Iterator[Loaded], seconds: float) -> dict[str, float]:
         stage = self.stage
-        parts = [next(loader).to(self.device) for _ in range(stage.accumulate)]
+        loaded = [next(loader) for _ in range(stage.accumulate)]
+        self.corrupt.update(name for one in loaded for name in one.corrupt)
+        parts = [one.batch.to(self.device) for one in loaded]
         agreed = together.agree(self.accelerator, parts, seconds, self.asked)
         self.seconds, self.leaving = agreed.seconds, agreed.leaving
         rate = self._set_rate()
@@ -324,18 +328,19 @@ class _Loop:
 
     def _log(self, shown: Mapping[str, float]) -> dict[str, str]:
         """Write the means since the last line; return the most telling of them."""
-        self._share_window()
+        self._gather()
         means = {name: total / count for name, (total, count) in self.window.items()}
         self.window = {}
         speed = self.step * self.stage.batch_size / max(self.seconds, 1e-9)
         self._write_metrics({'train': means, **shown, 'samples_per_second': round(speed, 2)})
         return {name: f'{value:.3f}' for name, value in means.items() if name != 'gradient'}
 
-    def _share_window(self) -> None:
+    def _gather(self) -> None:
         """Bring what all processes remember to the leader."""
-        windows = gather_object([self.window])
-        self.window = {}
-        for window in windows if self.leads else []:
+        told = gather_object([(self.window, self.corrupt)])
+        self.window, self.corrupt = {}, Counter()
+        for window, corrupt in told if self.leads else []:
+            self.corrupt += corrupt
             for name, (value, count) in window.items():
                 total = self.window.setdefault(name, [0.0, 0])
                 total[0] += value
@@ -370,7 +375,12 @@ class _Loop:
             self.index, self.training.data, self.stage.validate_samples, self.stage.batch_size
         )
         with self.averaged() as driver, torch.no_grad(), torch.random.fork_rng():
-            return evaluate(driver, self.samples, keys, self.losses, self.device)
+            return evaluate(driver, self.samples, self._whole(keys), self.losses, self.device)
+
+    def _whole(self, keys) -> Iterator[Batch]:
+        for loaded in load(self.samples, keys, 0):
+            self.corrupt.update(loaded.corrupt)
+            yield loaded.batch
 
     def save(self) -> None:
         """Write a checkpoint beside the last one, then remove that."""
@@ -379,14 +389,15 @@ class _Loop:
         if self.leads:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        self._share_window()
+        self._gather()
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(partial))
         self.accelerator.wait_for_everyone()
         if self.leads:
             save_file(self.average, partial / AVERAGE)
             state = {'step': self.step, 'seconds': self.seconds, 'window': self.window}
-            write_json(partial / STATE, state | {'identity': self.identity})
+            state |= {'corrupt': self.corrupt, 'identity': self.identity}
+            write_json(partial / STATE, state)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(partial, final)
             for old in self.folder.glob(f'{CHECKPOINT}*'):
@@ -406,7 +417,8 @@ class _Loop:
                 for n, value in self.average.items():
                     value.copy_(average[n])
             self.step, self.seconds = state['step'], state['seconds']
-            self.window = state['window'] if self.leads else {}
+            if self.leads:
+                self.window, self.corrupt = state['window'], Counter(state['corrupt'])
         if self.leads:
             self._forget_metrics()
         self.accelerator.wait_for_everyone()
@@ -418,13 +430,21 @@ class _Loop:
         path.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
 
     def _finish(self) -> Path:
+        self._gather()
         if self.leads:
             self._write_model()
         self.accelerator.wait_for_everyone()
         return self.folder / MODEL
 
     def _write_model(self) -> None:
-        measured = self.validate()
+        measured, corrupt = self.validate(), self.corrupt + Counter(self.index.broken)
+        if corrupt:
+            _LOG.warning(
+                '%s skipped %d samples that cannot be read: %s',
+                self.name,
+                corrupt.total(),
+                ', '.join(sorted(corrupt)),
+            )
         with self.averaged() as driver:
             driver.save(self.folder / MODEL)
         result = {
@@ -432,6 +452,7 @@ class _Loop:
             'steps': self.step,
             'minutes': round(self.seconds / 60, 2),
             'validation': measured,
+            'corrupt': {'count': corrupt.total(), 'samples': dict(sorted(corrupt.items()))},
         }
         write_json(self.folder / RESULT, result)
         for old in self.folder.glob(f'{CHECKPOINT}*'):
@@ -466,8 +487,10 @@ def _with_counts(losses: LossWeights, index: Index, training: Training, model) -
     )
 
 
-def evaluate(driver: MoseDriver, samples: Samples, keys, losses: LossWeights, device) -> dict:
-    """Return the losses without any teacher, and the error of sampled trajectories, over batches of keys."""
+def evaluate(
+    driver: MoseDriver, samples: Samples, batches: Iterable[Batch], losses: LossWeights, device
+) -> dict:
+    """Return the losses without any teacher, and the error of sampled trajectories, over batches."""
     torch.manual_seed(0)
     totals: dict[str, list[float]] = {}
 
@@ -477,7 +500,7 @@ def evaluate(driver: MoseDriver, samples: Samples, keys, losses: LossWeights, de
             total[0] += weight * value
             total[1] += weight
 
-    for batch in load(samples, keys, 0):
+    for batch in batches:
         batch = batch.to(device)
         output = MoseDriver.forward(driver, batch, losses, 0.0)  # without Accelerate's autocast
         for name, value in {'loss': output.loss, **output.parts, **output.metrics}.items():
@@ -495,10 +518,10 @@ def draw_actions(driver: MoseDriver, batch: Batch, num_steps: int = FLOW_STEPS) 
     _, embeds = driver.vlm.see(batch.patches.flatten(0, 1))
     end = int(batch.prompt_lengths.max())
     mask = torch.arange(end, device=embeds.device) < batch.prompt_lengths[:, None]
-    words = driver.vlm.embed(
-        batch.input_ids[:, :end], embeds.unflatten(0, batch.patches.shape[:2])
+    embeds = embeds.unflatten(0, batch.patches.shape[:2])
+    read = driver.vlm.read(
+        batch.input_ids[:, :end], embeds, batch.position_ids[..., :end], mask.float()
     )
-    read = driver.vlm(words, batch.position_ids[..., :end], mask.float())
     cache = list(zip(read.keys, read.values, strict=True))
 
     def velocity(x, t):

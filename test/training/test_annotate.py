@@ -15,7 +15,7 @@ def skills(root, name, xs, others):
     write_official(root / name, xs, 0 * TIMES, others=others)
     target = annotate.Target(horizon=10, dt=0.2, data=Data(future='driven'))
     annotate.annotate(root, target, processes=0, bar=False)
-    return [record['skills']['planning'] for record in annotate.read_labels(root / name)]
+    return [record['skills']['planning'] for record in annotate.read_labels(root / name)[0]]
 
 
 def test_what_was_driven_stands_for_a_plan(tmp_path):

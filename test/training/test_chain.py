@@ -140,8 +140,9 @@ def test_threads_make_the_same_batches_in_the_same_order(index, samples, trainin
     beside = list(dataset.load(samples, order, workers=2))
     assert len(alone) == len(beside) == 5
     for one, other in zip(alone, beside, strict=True):
-        assert torch.equal(one.patches, other.patches) and torch.equal(one.labels, other.labels)
-    assert not torch.equal(alone[0].action, alone[1].action)
+        assert torch.equal(one.batch.patches, other.batch.patches)
+        assert torch.equal(one.batch.labels, other.batch.labels)
+    assert not torch.equal(alone[0].batch.action, alone[1].batch.action)
 
 
 def test_training_and_validation_share_no_clip(index, training):
