@@ -142,6 +142,14 @@ def differences(old: Any, new: Any, path: str = '') -> Iterator[str]:
         yield f'{path}: {old} -> {new}'
 
 
+def filled(old: Any, defaults: Any) -> Any:
+    """Return a resolved config with the fields that it lacks, at any depth, taken from the defaults."""
+    if not (isinstance(old, Mapping) and isinstance(defaults, Mapping)):
+        return old
+    known = {key: filled(value, defaults.get(key)) for key, value in old.items()}
+    return {**{key: value for key, value in defaults.items() if key not in old}, **known}
+
+
 def digest(config: Any) -> str:
     """Return a short hash of a resolved config."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]

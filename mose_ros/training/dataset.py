@@ -149,6 +149,47 @@ class Index:
         weights = np.minimum(weights / weights.mean(), config.max_weight) * self.weight[frames]
         return weights / weights.sum()
 
+    def labelled(
+        self, frames: Int64[np.ndarray, 'M'], count: int, seed: int
+    ) -> Int64[np.ndarray, 'm']:
+        """Return at most `count` of the frames, drawn by seed, every skill of each level as often as the others can be.
+
+        It is what a router is pre-trained on (MoSE, "Data Size for Skill Annotation"). Skills take turns, the one seen least
+        first; a larger set of the same seed holds the smaller ones.
+        """
+        if len(frames) <= count:
+            return frames
+        drawn = np.random.default_rng(seed).permutation(frames)
+        labels = self.skills[drawn]
+        waiting = {
+            (level, skill): iter(np.flatnonzero(labels[:, level] == skill).tolist())
+            for level in range(labels.shape[1])
+            for skill in np.unique(labels[:, level]).tolist()
+            if skill != UNKNOWN
+        }
+        seen, taken = Counter(dict.fromkeys(waiting, 0)), []
+        free = np.ones(len(drawn), bool)
+        while waiting and len(taken) < count:
+            rarest = min(waiting, key=seen.__getitem__)
+            place = next((i for i in waiting[rarest] if free[i]), None)
+            if place is None:  # all that have this skill are taken
+                del waiting[rarest]
+                continue
+            free[place] = False
+            taken.append(drawn[place])
+            seen.update(enumerate(labels[place].tolist()))
+        return np.sort(np.asarray(taken, np.int64))
+
+    def drawn(
+        self, config: Data, skill_labels: int = 0, seed: int = 0
+    ) -> tuple[Int64[np.ndarray, 'M'], Float[np.ndarray, 'M']]:
+        """Return the frames of the training clips and the probability of each; of a limited set all are alike."""
+        frames = self.split(validation=False, config=config)
+        if not skill_labels:
+            return frames, self.chances(frames, config)
+        frames = self.labelled(frames, skill_labels, seed)
+        return frames, np.full(len(frames), 1 / len(frames))
+
 
 def place_of(name: str, names: Sequence[str]) -> int:
     """Return where a name stands, or UNKNOWN."""
@@ -402,10 +443,18 @@ class Order:
     """The keys of each batch from a step on: the same after a stop as without one."""
 
     def __init__(
-        self, index: Index, config: Data, *, seed: int, batch: int, start: int, stop: int
+        self,
+        index: Index,
+        config: Data,
+        *,
+        seed: int,
+        batch: int,
+        start: int,
+        stop: int,
+        skill_labels: int = 0,
     ):
-        self._frames = index.split(validation=False, config=config)
-        self._edges = np.cumsum(index.chances(self._frames, config))
+        self._frames, chances = index.drawn(config, skill_labels, seed)
+        self._edges = np.cumsum(chances)
         self._config, self._seed, self._batch = config, seed, batch
         self._start, self._stop = start, stop
 

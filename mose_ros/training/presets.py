@@ -9,11 +9,15 @@ from mose_ros.sim.looks import CLASSES
 from mose_ros.training.config import Collect, Data
 
 STAGES = ('router', 'sft', 'action')
+SKILL_LABELS = 2000  # more gave MoSE nothing
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of training."""
+    """One stage of training.
+
+    A field that is new has what was done before as its default, so that older runs go on.
+    """
 
     steps: int = 1000
     batch_size: int = 32  # samples a step, of all processes and accumulations together
@@ -30,6 +34,9 @@ class Stage:
     bfloat16: bool = False  # autocast; needs a CPU or GPU that is faster with it
     ema: float = 0.998  # of the weights, for export; its warm-up is (1 + step) / (10 + step)
     seed: int = 0
+    skill_labels: int = (
+        0  # samples it learns from, drawn by seed and evenly over the skills; 0: all there are
+    )
     trainable: str = 'all'  # 'all', or prefixes of parameter names, comma-separated
     teacher_forcing: float = 1.0  # share of samples whose skills are the labelled ones
     losses: LossWeights = field(default_factory=LossWeights)
@@ -49,7 +56,7 @@ class Training:
     model: DriverConfig  # its vocabulary and skills are filled in from the data
     collect: Collect = field(default_factory=Collect)
     data: Data = field(default_factory=Data)
-    router: Stage = field(default_factory=Stage)
+    router: Stage = field(default_factory=lambda: Stage(skill_labels=SKILL_LABELS))
     sft: Stage = field(default_factory=Stage)
     action: Stage = field(default_factory=Stage)
 

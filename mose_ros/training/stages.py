@@ -34,7 +34,7 @@ from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import annotate, together
-from mose_ros.training.config import differences, resolve, write_json
+from mose_ros.training.config import Data, differences, filled, resolve, write_json
 from mose_ros.training.dataset import Index, Loaded, Order, Samples, load, validation_keys
 from mose_ros.training.presets import Stage, Training
 
@@ -135,7 +135,7 @@ def _identity(name, training: Training, config: DriverConfig, index: Index, befo
 
 
 def _compare(folder: Path, old: Mapping, new: Mapping, allow: bool) -> None:
-    found = list(differences(old, new))
+    found = list(differences(_as_now(old), new))
     if not found:
         return
     text = '; '.join(found[:8]) + (f' and {len(found) - 8} more' if len(found) > 8 else '')
@@ -145,6 +145,17 @@ def _compare(folder: Path, old: Mapping, new: Mapping, allow: bool) -> None:
             'remove the folder, or keep it with --allow-changes'
         )
     _LOG.warning('%s goes on although it differs: %s', folder, text)
+
+
+def _as_now(identity: Mapping) -> dict:
+    """Return an older identity with the fields that settings have got since; their defaults are what was done before."""
+    model = DriverConfig.from_json(json.dumps(identity['model']))
+    return {
+        **identity,
+        'settings': filled(identity['settings'], resolve(Stage())),
+        'data': filled(identity['data'], resolve(Data())),
+        'model': json.loads(model.to_json()),
+    }
 
 
 class _Loop:
@@ -159,7 +170,7 @@ class _Loop:
         )
         self.leads, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.samples = Samples(index, driver.config, training.data)
-        self.losses = _with_counts(stage.losses, index, training, driver.config)
+        self.losses = _with_counts(stage, index, training, driver.config)
         self._freeze()
         driver.to(self.device)
         self.moving = {n: p for n, p in driver.named_parameters() if p.requires_grad}
@@ -210,6 +221,7 @@ class _Loop:
             batch=stage.batch_size,
             start=self.step,
             stop=stage.steps,
+            skill_labels=stage.skill_labels,
         )
         parts = stage.accumulate * processes
         mine = together.deal(batches, parts, self.accelerator.process_index, processes)
@@ -469,10 +481,9 @@ def _flat(values: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, floa
             yield f'{path}{name}', value
 
 
-def _with_counts(losses: LossWeights, index: Index, training: Training, model) -> LossWeights:
+def _with_counts(stage: Stage, index: Index, training: Training, model) -> LossWeights:
     """Return the loss weights with how often each camera and action skill is drawn."""
-    frames = index.split(validation=False, config=training.data)
-    chances = index.chances(frames, training.data)
+    frames, chances = index.drawn(training.data, stage.skill_labels, stage.seed)
 
     def counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
         known = labels >= 0
@@ -481,7 +492,7 @@ def _with_counts(losses: LossWeights, index: Index, training: Training, model) -
 
     cameras = index.camera_places(model.cameras)[frames]
     return replace(
-        losses,
+        stage.losses,
         camera_counts=counts(cameras, len(model.cameras)),
         action_skill_counts=counts(index.action_skill[frames], len(model.action.skills)),
     )
