@@ -23,10 +23,20 @@ from accelerate.utils import (
 from mose_ros.modeling.batch import Batch, LossWeights
 
 _LOG = logging.getLogger(__name__)
+SHARDING = {'ACCELERATE_USE_FSDP': 'FSDP', 'ACCELERATE_USE_DEEPSPEED': 'DeepSpeed'}
 
 
 def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accelerator:
-    """Meet the processes that the launcher started, or be alone; logs for TensorBoard go into the folder."""
+    """Meet the processes that the launcher started, or be alone; logs for TensorBoard go into the folder.
+
+    ValueError where the launcher asks for weights in pieces: the loop averages, judges and saves whole ones.
+    """
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, '').lower() == 'true':
+            raise ValueError(
+                f'{name} is not supported by the stages yet (docs/method.md says what is missing); '
+                'launch without --config_file, or with config/accelerate/cpu.yaml on a CPU'
+            )
     # each stage has its own precision; Accelerate remembers that of the last one, for good
     AcceleratorState._reset_state(reset_partial_state=True)
     waits = 'MASTER_PORT' in os.environ and 'RANK' not in os.environ
