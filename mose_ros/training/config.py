@@ -57,6 +57,9 @@ class Data:
     )
     standing_weight: float = 0.3  # of frames at rest for longer than 4 s whose plan stays there
     validation_share: float = 0.04  # of clips
+    share: float = (
+        1.0  # of the other clips that is trained on; a smaller share lies within a larger one
+    )
     seed: int = 0
     workers: int = 2  # threads that decode beside the training; 0 decodes in between
     other_view: float = (

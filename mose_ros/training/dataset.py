@@ -129,16 +129,20 @@ class Index:
 
     def split(self, validation: bool, config: Data) -> Int64[np.ndarray, 'M']:
         """Return the frames of the training or of the validation clips; a clip is wholly on one side."""
+        if not 0 < config.share <= 1:
+            raise ValueError(f'data.share is above 0 and at most 1, not {config.share}')
         # by a hash of the name: more clips, in any order, never move one to the other side
-        places = [zlib.crc32(f'{config.seed}:{name}'.encode()) / 2**32 for name in self.clips]
-        order = np.argsort(places)
-        held = np.array(places) < config.validation_share
+        hashes = [zlib.crc32(f'{config.seed}:{name}'.encode()) / 2**32 for name in self.clips]
+        places, order = np.array(hashes), np.argsort(hashes)
+        held = places < config.validation_share
+        used = places < config.validation_share + config.share * (1 - config.validation_share)
         if (
             len(order) > 1 and config.validation_share
         ):  # both sides have a clip, however few there are
             held[order[0]], held[order[-1]] = True, False
-        held = held[self.clip]
-        return np.flatnonzero(held if validation else ~held)
+        used[order[held.sum() :][:1]] = True
+        side = held if validation else used & ~held
+        return np.flatnonzero(side[self.clip])
 
     def chances(self, frames: Int64[np.ndarray, 'M'], config: Data) -> Float[np.ndarray, 'M']:
         """Return the probability of each frame to be drawn, balanced over (family, planning skill, motion)."""

@@ -151,6 +151,23 @@ def test_training_and_validation_share_no_clip(index, training):
     assert not set(index.clip[held]) & set(index.clip[seen])
 
 
+def test_a_smaller_share_of_the_clips_lies_within_a_larger_one(index, training):
+    clips = tuple(f'normal_{number:05d}' for number in range(len(index)))
+    many = replace(index, clips=clips, clip=np.arange(len(index)))
+
+    def used(share, validation=False):
+        config = replace(training.data, validation_share=0.2, share=share)
+        return set(many.split(validation, config))
+
+    small, half, whole = map(used, (1e-9, 0.5, 1.0))
+    assert len(small) == 1 and small < half < whole
+    assert (
+        used(0.5, validation=True) == used(1.0, validation=True) == set(range(len(many))) - whole
+    )
+    with pytest.raises(ValueError, match='data.share is above 0 and at most 1, not 0'):
+        used(0)
+
+
 def test_the_rare_start_from_rest_is_drawn_more_often(index, training):
     proprio, action = index.proprio.copy(), np.zeros_like(index.action)
     proprio[:, 0], proprio[0, 0] = 0.0, 5.0  # m/s: all but the first are at rest
