@@ -2,7 +2,8 @@
 
 Tokens: proprioception, one query, then the noisy points. Proprioception sees the prompt and itself; the query sees
 these too, but no points, so what the action router reads from it is one decision per trajectory, the same at every
-noise and step (DriveMoE routes anew at each step). The points of one trajectory see everything but other draws.
+noise and step (DriveMoE routes anew at each step). With routing 'token' each token decides for itself, and the points do
+so anew at each step. The points of one trajectory see everything but other draws.
 Flow: t = 0 noise, t = 1 action (DriveMoE 1.4).
 """
 
@@ -25,7 +26,7 @@ class Velocity:
     """What the action expert answers for R noisy versions of each trajectory."""
 
     velocity: Float[Tensor, 'B R H 2']
-    scores: Float[Tensor, 'B A']  # of each action skill
+    scores: Float[Tensor, 'B A']  # of each action skill; without mixtures A = 1
     skill: Int64[Tensor, 'B']  # the best of them, or the forced one
 
 
@@ -48,8 +49,8 @@ class JointLayer(nn.Module):
         x: Float[Tensor, 'B T W'],
         prompt: tuple[Float[Tensor, 'B G P d'], Float[Tensor, 'B G P d']],
         mask: Bool[Tensor, 'B 1 T P+T'],
-        chosen: Int64[Tensor, 'B K'] | None,
-        weights: Float[Tensor, 'B K'] | None,
+        chosen: Int64[Tensor, 'B *T K'] | None,
+        weights: Float[Tensor, 'B *T K'] | None,
     ) -> Float[Tensor, 'B T W']:
         """Return the layer's output; `chosen` and their weights only where the FFN is a mixture."""
         inner = self.norm1(x)
@@ -87,7 +88,8 @@ class ActionExpert(nn.Module):
         )
         self.norm = Norm(width, eps=1e-6)
         self.point_out = nn.Linear(width, 2)
-        self.router = nn.Linear(width, skills)  # used in float32 only
+        if config.moe_layers:
+            self.router = nn.Linear(width, skills)  # used in float32 only
 
     def forward(
         self,
@@ -102,15 +104,24 @@ class ActionExpert(nn.Module):
         batch, draws, horizon, _ = noisy.shape
         x = torch.cat([self.read_state(proprio), self.read_points(noisy, t)], 1)
         mask = self.mask(prompt_mask, draws)
+        scores = x.new_zeros(batch, 1)  # nothing to choose from
+        skill = scores[:, 0].long()
         chosen, weights = None, None
         for index, layer in enumerate(self.layers):
             if index == self.first_moe:
-                scores = self.route(x[:, self.config.proprio_tokens])
-                chosen, weights = self.choose(scores, forced)
+                if self.config.routing == 'token':
+                    every = self.route(x)
+                    chosen, weights = self.choose(every, forced)
+                    scores = every[:, -draws * horizon :].mean(1)
+                    skill = self.choose(scores, forced)[0][:, 0]
+                else:
+                    scores = self.route(x[:, self.config.proprio_tokens])
+                    chosen, weights = self.choose(scores, forced)
+                    skill = chosen[:, 0]
             x = layer(x, prompt[index], mask, chosen, weights)
         points = self.norm(x[:, -draws * horizon :])
         velocity = self.point_out(points).view(batch, draws, horizon, 2)
-        return Velocity(velocity, scores, chosen[:, 0])
+        return Velocity(velocity, scores, skill)
 
     def read_state(self, proprio: Float[Tensor, 'B P']) -> Float[Tensor, 'B S W']:
         """Return the tokens of the proprioception and the query."""
@@ -140,14 +151,14 @@ class ActionExpert(nn.Module):
         prompt = prompt_mask[:, None, None, :].expand(-1, 1, size, -1)
         return torch.cat([prompt, own.expand(len(prompt_mask), 1, size, size)], -1)
 
-    def route(self, query: Float[Tensor, 'B W']) -> Float[Tensor, 'B A']:
+    def route(self, query: Float[Tensor, 'B *T W']) -> Float[Tensor, 'B *T A']:
         """Return the score of each action skill, in float32."""
         with exact(query):
             return self.router(F.rms_norm(query.float(), query.shape[-1:], eps=1e-6))
 
     def choose(
-        self, scores: Float[Tensor, 'B A'], forced: Int64[Tensor, 'B'] | None
-    ) -> tuple[Int64[Tensor, 'B K'], Float[Tensor, 'B K'] | None]:
+        self, scores: Float[Tensor, 'B *T A'], forced: Int64[Tensor, 'B'] | None
+    ) -> tuple[Int64[Tensor, 'B *T K'], Float[Tensor, 'B *T K'] | None]:
         """Return the experts and, for more than one, their weights (softmax over the chosen); a forced one is alone."""
         if self.config.top_k == 1:
             chosen, weights = scores.argmax(-1, keepdim=True), None
@@ -156,12 +167,13 @@ class ActionExpert(nn.Module):
             weights = best.softmax(-1)
         if forced is None:
             return chosen, weights
-        wish = (forced >= 0)[:, None]
-        first = torch.where(wish, forced[:, None], chosen[:, :1])
-        chosen = torch.cat([first, chosen[:, 1:]], 1)
+        forced = forced.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
+        wish = forced >= 0
+        first = torch.where(wish, forced, chosen[..., :1])
+        chosen = torch.cat([first, chosen[..., 1:]], -1)
         if weights is not None:
-            alone = F.one_hot(torch.zeros_like(chosen[:, 0]), chosen.shape[1]).to(weights.dtype)
-            weights = torch.where(wish, alone, weights)
+            alone = F.one_hot(torch.zeros_like(chosen[..., 0]), chosen.shape[-1])
+            weights = torch.where(wish, alone.to(weights.dtype), weights)
         return chosen, weights
 
     def draw(
@@ -179,8 +191,9 @@ class ActionExpert(nn.Module):
             moments = torch.rand(len(action), draws, device=action.device)
         if noise is None:
             noise = torch.randn(len(action), draws, *action.shape[1:], device=action.device)
-        power = moments.pow(1 / 1.5)
-        t = (1 - sigma) * (1 - power)  # power is Beta(1.5, 1): its distribution function is z^1.5
+        # z ~ Beta(b, 1), whose distribution function is z^b
+        z = moments.pow(1 / self.config.time_beta)
+        t = (1 - sigma) * (1 - z)
         action = action[:, None]
         there = t[..., None, None]
         noisy = (1 - (1 - sigma) * there) * noise + there * action

@@ -72,6 +72,9 @@ class LossWeights:
     action_router: float = 0.1  # focal loss of the action router
     view_router: float = 1.0  # focal loss of the view router
     semantics: float = 0.0  # cross-entropy of the patches' classes
+    balance: float = (
+        0.01  # of token mixtures: how unevenly tokens are spread over experts, mean over layers
+    )
     gamma: float = 2.0  # of both focal losses
     camera_counts: Sequence[int] = ()
     action_skill_counts: Sequence[int] = ()

@@ -9,7 +9,7 @@ import torch
 from mose_ros.core.action import PROPRIO
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.core.rig import CAMERAS
-from mose_ros.core.skills import Taxonomy, action_skills, default_path
+from mose_ros.core.skills import GENERAL, Taxonomy, action_skills, default_path
 from mose_ros.modeling.batch import Batch
 
 
@@ -74,7 +74,11 @@ class DecoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MoseConfig:
-    """Which layers are mixtures of skill experts, and how they choose.
+    """Which layers are mixtures of experts, and how they choose.
+
+    routing: 'skill', an expert for each sample by its skill on the level (MoSE); 'token', one of `token_experts` for each
+    token by a softmax router that learns with them (Switch Transformer; the paper's MoE baselines); 'none', plain FFNs
+    (dense SFT). Labels, layers and all else are the same in the three.
 
     A mixture answers (1 - expert_weight) * shared + expert_weight * chosen. Experts begin as copies of the shared one,
     so a converted network begins as the network it was, with any weight; with weight 0 it stays that.
@@ -84,6 +88,8 @@ class MoseConfig:
         default_factory=dict
     )  # level -> skills in the order of experts, in order of depth
     layers: Sequence[Sequence[int]] = ()  # of the decoder, for each level, counted from 0
+    routing: str = 'skill'
+    token_experts: int = 4  # the paper's MoE_41 and MoE_81 have 4 and 8
     router_scope: str = 'level'  # 'level': one decision a level; 'layer': one a layer (the paper)
     expert_weight: float = 0.5
     expert_groups: bool = False  # two experts a skill: one for tokens of images, one for text
@@ -91,11 +97,23 @@ class MoseConfig:
     def __post_init__(self):
         if self.router_scope not in ('level', 'layer'):
             raise ValueError(f"router_scope is 'level' or 'layer', not {self.router_scope!r}")
+        if self.routing not in ('skill', 'token', 'none'):
+            raise ValueError(f"mose.routing is 'skill', 'token' or 'none', not {self.routing!r}")
+        if self.routing != 'skill' and self.expert_groups:
+            raise ValueError(f"expert_groups need routing 'skill', not {self.routing!r}")
+        if self.token_experts < 2:
+            raise ValueError(f'token_experts is 2 or more, not {self.token_experts}')
         flat = [layer for group in self.layers for layer in group]
         if self.levels and (len(self.layers) != len(self.levels) or flat != sorted(set(flat))):
             raise ValueError(
                 f'need ascending layers for each of {list(self.levels)}, got {list(self.layers)}'
             )
+
+    @property
+    def choices(self) -> dict[str, Sequence[str]]:
+        """Return what a plan can say of each level: its skills, or 'general' where no skill is chosen."""
+        skilled = self.routing == 'skill'
+        return {level: names if skilled else (GENERAL,) for level, names in self.levels.items()}
 
     def level_of(self, layer: int) -> int | None:
         """Return the level of a decoder layer, or None where it is no mixture."""
@@ -130,12 +148,31 @@ class ActionConfig:
     dt: float = 0.2  # seconds between points
     proprio_tokens: int = 2
     skills: Sequence[str] = ()
-    moe_layers: int = 2  # the last layers are mixtures
+    moe_layers: int = (
+        2  # the last layers are mixtures; 0: none is, and no skill is chosen (Drive-pi0)
+    )
+    routing: str = 'trajectory'  # one decision for all tokens, or one for each 'token'
     top_k: int = 1
     expert_weight: float = 0.5  # as in MoseConfig
     sigma: float = 0.001  # noise that stays at t = 1 (DriveMoE 1.4)
+    time_beta: float = (
+        1.5  # training times t = (1 - sigma) (1 - z), z ~ Beta(time_beta, 1); 1: uniform
+    )
     flow_samples: int = 4  # times and noises drawn for each trajectory in a training step
     knowledge_insulation: bool = False  # keep the flow's gradients out of the language model
+
+    def __post_init__(self):
+        if self.routing not in ('trajectory', 'token'):
+            raise ValueError(f"action.routing is 'trajectory' or 'token', not {self.routing!r}")
+        if self.moe_layers and self.skills and self.top_k not in range(1, 1 + len(self.skills)):
+            raise ValueError(f'action.top_k is {self.top_k} of {len(self.skills)} skills')
+        if self.time_beta <= 0:
+            raise ValueError(f'action.time_beta must be above 0, not {self.time_beta}')
+
+    @property
+    def choices(self) -> Sequence[str]:
+        """Return what a plan can say of its acting: a skill, or 'general' without mixtures."""
+        return self.skills if self.moe_layers else (GENERAL,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +194,10 @@ class DriverConfig:
         if beyond:
             raise ValueError(
                 f'mose.layers names {beyond}, but the decoder has layers 0 to {self.decoder.layers - 1}'
+            )
+        if self.action.moe_layers not in range(self.decoder.layers + 1):
+            raise ValueError(
+                f'action.moe_layers is {self.action.moe_layers} of {self.decoder.layers} layers'
             )
 
     def to_json(self) -> str:

@@ -20,7 +20,7 @@ from mose_ros.core.action import flow
 from mose_ros.modeling.action_expert import ActionExpert
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.config import DriverConfig
-from mose_ros.modeling.losses import accuracy, focal, soft_cross_entropy
+from mose_ros.modeling.losses import accuracy, focal, load_balance, soft_cross_entropy
 from mose_ros.modeling.mose import Decoded, MoseQwen2VL
 from mose_ros.modeling.qwen2vl import hf_config
 from mose_ros.modeling.view_router import ViewRouter
@@ -44,9 +44,9 @@ class PlanOutput:
 
     action: Float[Tensor, 'H 2']  # normalised
     logits: Float[Tensor, 'vocab']  # of the first token of the answer
-    skills: tuple[int, ...]  # expert on each level
+    skills: tuple[int, ...]  # expert on each level; zeros where no skill is chosen
     skill_scores: Sequence[Float[Tensor, 'E']]
-    action_skill: int
+    action_skill: int  # of the last step; all steps' but with action.routing 'token'
     action_scores: Float[Tensor, 'A']
     answer: tuple[int, ...]  # tokens, without the end token
 
@@ -74,7 +74,8 @@ class MoseDriver(nn.Module):
         """Return the losses of a batch.
 
         teacher_forcing: the share of samples whose experts are those of their labels; the rest take their routers'.
-        Parts: text, routers, flow, action_router, view_router, semantics; a part of weight 0 is not computed.
+        Parts: text, routers, flow, action_router, view_router, semantics, balance; a part of weight 0, or of something
+        that the network does not have, is not computed.
         """
         losses = losses or LossWeights()
         parts, metrics = {}, {}
@@ -120,7 +121,11 @@ class MoseDriver(nn.Module):
             target = target[counts]
             parts['text'] = F.cross_entropy(logits, target)
             metrics['token_accuracy'] = (logits.argmax(-1) == target).float().mean()
-        if losses.routers:
+        if losses.balance and decoded.gates:
+            is_token = batch.attention_mask[:, : decoded.hidden.shape[1]]
+            balances = [load_balance(gates, is_token) for gates in decoded.gates]
+            parts['balance'] = sum(balances) / len(balances)
+        if losses.routers and self.vlm.router_levels:
             levels = self.vlm.router_levels
             targets = [batch.skills[:, level] for level in levels]
             parts['routers'] = sum(
@@ -145,6 +150,8 @@ class MoseDriver(nn.Module):
         noisy, t, velocity = expert.draw(batch.action, batch.moments, batch.noise)
         answer = expert(noisy, t, batch.proprio, prompt, mask, forced)
         parts['flow'] = (answer.velocity.float() - velocity).square().mean()
+        if not expert.config.moe_layers:
+            return
         parts['action_router'] = focal(
             answer.scores, batch.action_skill, losses.gamma, losses.action_skill_counts
         )
@@ -200,8 +207,8 @@ class MoseDriver(nn.Module):
             logits=logits,
             skills=tuple(first.skills[0].tolist()),
             skill_scores=[scores[0] for scores in first.scores],
-            action_skill=int(decisions[0].skill),
-            action_scores=decisions[0].scores[0],
+            action_skill=int(decisions[-1].skill),
+            action_scores=decisions[-1].scores[0],
             answer=self._decode(
                 logits, cache, first.skills, int(position_ids.max()) + 1, max_new_tokens, end_id
             ),
@@ -261,12 +268,14 @@ class MoseDriver(nn.Module):
     def train_only(self, what: str) -> None:
         """Let only these parameters move: 'all', or words and prefixes of parameters' names, comma-separated.
 
-        The words: 'routers', the skill routers; 'experts', the FFNs of the MoSE blocks, shared and skilled; 'mose', both.
+        The words: 'routers', the skill routers; 'experts', the FFNs of the MoSE blocks, shared and skilled (of a baseline:
+        the plain FFNs, or the token mixtures with their routers, in the same layers); 'mose', both.
         ViT, attention, norms, embeddings and plain FFNs are then frozen (MoSE, "Skill Centric Routing Mechanism").
         ValueError when nothing is called so.
         """
         routers = ['vlm.routers.']
-        experts = [f'vlm.model.language_model.layers.{layer}.mlp.' for layer in self.vlm.routed]
+        layers = self.vlm.mose_layers
+        experts = [f'vlm.model.language_model.layers.{layer}.mlp.' for layer in layers]
         words = {'all': [''], 'routers': routers, 'experts': experts, 'mose': routers + experts}
         names = [one.strip() for one in what.split(',')]
         wanted = {name: tuple(words.get(name, [name])) for name in names}

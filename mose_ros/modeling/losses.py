@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 
 Tensor = torch.Tensor
@@ -29,6 +30,18 @@ def focal(
         alpha = count.sum() / (len(count) * count)
         weight = weight * alpha[target.clamp(min=0)]
     return -(weight * log).sum() / known.sum().clamp(min=1)
+
+
+def load_balance(
+    gates: Float[Tensor, 'B T E'], attention_mask: Int64[Tensor, 'B T']
+) -> Float[Tensor, '']:
+    """Return E * sum_i f_i P_i of a token mixture (Switch Transformer, 2101.03961, eq. 4 to 6).
+
+    f: the share of tokens that choose expert i; P: its mean probability. 1 when all experts get alike, E when one gets all.
+    """
+    kept = gates.float()[attention_mask.bool()]
+    share = F.one_hot(kept.argmax(-1), kept.shape[-1]).float().mean(0)
+    return kept.shape[-1] * (share * kept.mean(0)).sum()
 
 
 def soft_cross_entropy(

@@ -5,6 +5,8 @@ the whole sample: once at prefill, kept while the answer is decoded. In training
 decision too, so that training and inference are one function. With expert groups a skill is two experts, one for the
 tokens of images and one for those of text. The names of weights are Hugging Face's, so that an ordinary Qwen2-VL's FFNs
 are the shared experts.
+
+The baselines are the same network with another `routing`: a mixture in which each token chooses, or plain FFNs.
 """
 
 import contextlib
@@ -100,36 +102,64 @@ class SkillMixture(Qwen2MLP):
     @torch.no_grad()
     def copy_shared(self) -> None:
         """Make every expert a copy of the shared one."""
-        shared = {
-            name: value for name, value in self.state_dict().items() if 'experts' not in name
-        }
+        own = self.state_dict()
         for expert in [*self.experts, *self.image_experts]:
-            expert.load_state_dict(shared)
+            expert.load_state_dict({name: own[name] for name in expert.state_dict()})
 
     def forward(
         self,
         x: Float[Tensor, 'B T D'],
-        chosen: Int64[Tensor, 'B K'] | None,
-        weights: Float[Tensor, 'B K'] | None = None,
+        chosen: Int64[Tensor, 'B *T K'] | None,
+        weights: Float[Tensor, 'B *T K'] | None = None,
         is_image: Bool[Tensor, 'B T'] | None = None,
     ) -> Float[Tensor, 'B T D']:
         """Answer (1 - w) shared + w * chosen experts, for K > 1 their weighted sum; without `chosen` the shared alone.
 
+        chosen: by each sample, or by each token.
         is_image: which tokens go to the image experts; none where it is not given.
         """
         shared = super().forward(x)
         if chosen is None:
             return shared
         pick = pick_by_branch if torch.compiler.is_exporting() else pick_by_group
+        pick = pick_by_token if chosen.ndim == 3 else pick
         mixed = 0
-        for k in range(chosen.shape[1]):
+        for k in range(chosen.shape[-1]):
+            one = chosen[..., k]
             if self.image_experts and is_image is not None:
                 groups = (self.experts, self.image_experts)
-                picked = pick_by_modality(groups, chosen[:, k], x, is_image)
+                picked = pick_by_modality(groups, one, x, is_image)
             else:
-                picked = pick(self.experts, chosen[:, k], x)
-            mixed = picked if weights is None else mixed + weights[:, k, None, None] * picked
+                picked = pick(self.experts, one, x)
+            if weights is None:
+                mixed = picked
+            else:
+                mixed = mixed + weights[..., k].view(len(x), -1, 1) * picked
         return torch.lerp(shared, mixed.to(shared.dtype), self.expert_weight)
+
+
+class TokenMixture(SkillMixture):
+    """An FFN that is always on and experts of which each token takes one, by a softmax router in float32.
+
+    As in the Switch Transformer (2101.03961, eq. 2) the router learns by the probability p of its choice: the answer is
+    (1 - w p) shared + w p chosen, so experts that are copies change nothing, and one that is certain weighs as in MoSE.
+    """
+
+    def __init__(self, width: int, ffn: int, num_experts: int, expert_weight: float):
+        super().__init__(width, ffn, num_experts, expert_weight)
+        self.router = nn.Linear(width, num_experts, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, 'B T D']
+    ) -> tuple[Float[Tensor, 'B T D'], Float[Tensor, 'B T E']]:
+        """Return the answer and the probability of each expert for each token."""
+        with exact(x):
+            gates = self.router(x.float()).softmax(-1)
+        best, chosen = gates.max(-1)
+        shared = super().forward(x, None)
+        picked = pick_by_token(self.experts, chosen, x)
+        weight = (self.expert_weight * best[..., None]).to(shared.dtype)
+        return shared + weight * (picked - shared), gates
 
 
 def pick_by_group(
@@ -158,6 +188,17 @@ def pick_by_branch(
         lambda index, x: pick_by_branch(experts[half:], index - half, x),
         (chosen, x),
     )
+
+
+def pick_by_token(
+    experts: Sequence[Callable], chosen: Int64[Tensor, 'B T'], x: Float[Tensor, 'B T D']
+) -> Float[Tensor, 'B T D']:
+    """Give each token to its expert; exported, all experts read all tokens: no shapes that depend on the data."""
+    if torch.compiler.is_exporting():
+        done = torch.stack([expert(x) for expert in experts], -1)
+        place = chosen[..., None, None].expand(*x.shape, 1)
+        return done.gather(-1, place)[..., 0]
+    return pick_by_group(experts, chosen.flatten(), x.flatten(0, 1)).view(x.shape)
 
 
 def pick_by_modality(
@@ -238,28 +279,30 @@ class TextAttention(Qwen2VLAttention):
 
 
 class DecoderLayer(Qwen2VLDecoderLayer):
-    """A decoder layer, whose FFN is a mixture where the configuration says so."""
+    """A decoder layer; its FFN is what is given, or a plain one."""
 
-    def __init__(
-        self, config, layer_idx: int, num_experts: int, expert_weight: float, grouped: bool
-    ):
+    def __init__(self, config, layer_idx: int, mixture: SkillMixture | None):
         super().__init__(config, layer_idx)
         self.self_attn = TextAttention(config, layer_idx)
         self.input_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = Norm(config.hidden_size, eps=config.rms_norm_eps)
-        if num_experts:
-            self.mlp = SkillMixture(
-                config.hidden_size, config.intermediate_size, num_experts, expert_weight, grouped
-            )
+        if mixture is not None:
+            self.mlp = mixture
 
     def forward(self, hidden, turn, past, chosen, is_image):
-        """Return the layer's output and its keys and values; `chosen` (B, 1) only where it is a mixture."""
+        """Return the layer's output, its keys and values, and the probabilities of a token mixture, else None.
+
+        chosen: (B, 1), only where it is a skill mixture.
+        """
         seen, k, v = self.self_attn(self.input_layernorm(hidden), turn, past)
         hidden = hidden + seen
         inner = self.post_attention_layernorm(hidden)
-        if chosen is None:
-            return hidden + self.mlp(inner), k, v
-        return hidden + self.mlp(inner, chosen, is_image=is_image), k, v
+        if chosen is not None:
+            return hidden + self.mlp(inner, chosen, is_image=is_image), k, v, None
+        if isinstance(self.mlp, TokenMixture):
+            answer, gates = self.mlp(inner)
+            return hidden + answer, k, v, gates
+        return hidden + self.mlp(inner), k, v, None
 
 
 @dataclass(frozen=True)
@@ -269,32 +312,45 @@ class Decoded:
     hidden: Float[Tensor, 'B T D']  # after the last norm, before the head
     keys: Sequence[Float[Tensor, 'B G T d']]  # of each layer, of these tokens only
     values: Sequence[Float[Tensor, 'B G T d']]
-    skills: Int64[Tensor, 'B R']  # what each router chose; R = S with router_scope 'level'
+    skills: Int64[
+        Tensor, 'B R'
+    ]  # what each router chose; R = S with router_scope 'level'; no routers: S zeros
     scores: Sequence[Float[Tensor, 'B E_r']]  # of each router; empty when skills were given
+    gates: Sequence[
+        Float[Tensor, 'B T E']
+    ]  # of each token mixture: the probability of each expert
 
 
 class MoseQwen2VL(Qwen2VLForConditionalGeneration):
     """Qwen2-VL with skill mixtures and views of one size; `config.mose` is a `MoseConfig` (see `qwen2vl.hf_config`)."""
 
-    _keep_in_fp32_modules_strict = ['routers']  # in bfloat16 scores tie
+    _keep_in_fp32_modules_strict = ['routers', 'mlp.router']  # in bfloat16 scores tie
 
     def __init__(self, config: Qwen2VLConfig):
         super().__init__(config)
         mose, text = config.mose, config.text_config
         self.grouped = mose.get('expert_groups', False)  # the first checkpoints do not say
+        routing = mose.get('routing', 'skill')
+        sizes = (text.hidden_size, text.intermediate_size)
         skills = [len(names) for _, names in mose['levels']]
         level_of = {
             layer: level for level, layers in enumerate(mose['layers']) for layer in layers
         }
         decoder = self.model.language_model
         for layer in range(text.num_hidden_layers):
-            experts = skills[level_of[layer]] if layer in level_of else 0
-            decoder.layers[layer] = DecoderLayer(
-                text, layer, experts, mose['expert_weight'], self.grouped
-            )
+            mixture = None
+            if layer in level_of and routing == 'skill':
+                experts = skills[level_of[layer]]
+                mixture = SkillMixture(*sizes, experts, mose['expert_weight'], self.grouped)
+            elif layer in level_of and routing == 'token':
+                mixture = TokenMixture(*sizes, mose['token_experts'], mose['expert_weight'])
+            decoder.layers[layer] = DecoderLayer(text, layer, mixture)
         decoder.norm = Norm(text.hidden_size, eps=text.rms_norm_eps)
         for block in self.model.visual.blocks:
             block.attn = ViewAttention(config.vision_config)
+        self.levels, self.mose_layers = len(skills), sorted(level_of)
+        if routing != 'skill':  # there is nothing for a router of skills to choose
+            skills, level_of = [], {}
         per_layer = mose['router_scope'] == 'layer'
         self.routed = {  # layer -> its router; the first layer of a router is where it decides
             layer: index if per_layer else level
@@ -308,8 +364,9 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
 
     def copy_shared(self) -> None:
         """Make the experts of every layer copies of its shared one: how a MoSE begins."""
-        for layer in self.routed:
-            self.model.language_model.layers[layer].mlp.copy_shared()
+        for module in self.modules():
+            if isinstance(module, SkillMixture):
+                module.copy_shared()
 
     def see(
         self, patches: Float[Tensor, 'M N P']
@@ -382,7 +439,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
             raise ValueError('expert groups need is_image; call `read`, or pass it')
         turn = [t[:, None] for t in decoder.rotary_emb(hidden, position_ids)]
         decided = [] if skills is None else list(skills.split(1, dim=1))
-        scores, keys, values = [], [], []
+        scores, keys, values, gates = [], [], [], []
         for index, layer in enumerate(decoder.layers):
             router = self.routed.get(index)
             if router is not None and router == len(decided):
@@ -395,8 +452,11 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
                 decided.append(own)
             chosen = None if router is None else decided[router]
             own_past = None if past is None else past[index]
-            hidden, k, v = layer(hidden, turn, own_past, chosen, is_image)
+            hidden, k, v, gate = layer(hidden, turn, own_past, chosen, is_image)
             keys.append(k)
             values.append(v)
-        skills = torch.cat(decided, 1) if decided else hidden.new_zeros(len(hidden), 0).long()
-        return Decoded(decoder.norm(hidden), keys, values, skills, scores)
+            if gate is not None:
+                gates.append(gate)
+        general = torch.zeros(len(hidden), self.levels, dtype=torch.long, device=hidden.device)
+        skills = torch.cat(decided, 1) if decided else general
+        return Decoded(decoder.norm(hidden), keys, values, skills, scores, gates)
