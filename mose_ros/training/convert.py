@@ -159,7 +159,8 @@ def count(driver: MoseDriver) -> dict[str, int]:
     """Return `MoseDriver.count_parameters` and 'active_more': how many of them the experts add to the backbone's."""
     mixtures = [m for m in driver.vlm.modules() if isinstance(m, SkillMixture)]
     chosen = [group[0] for m in mixtures for group in (m.experts, m.image_experts) if len(group)]
-    more = sum(p.numel() for m in [*chosen, *driver.vlm.routers] for p in m.parameters())
+    routers = [p for name, p in driver.vlm.named_parameters() if 'router' in name]
+    more = sum(p.numel() for p in routers + [p for m in chosen for p in m.parameters()])
     return driver.count_parameters() | {'active_more': more}
 
 
@@ -214,7 +215,9 @@ def convert(
     config = mose_config(there.config, preset, settings, taxonomy)
     driver = on_paper(config, _with_mose(there.config, config), seed)
     routers = {}
-    for name, value in driver.vlm.routers.named_parameters(prefix='routers'):
+    for name, value in driver.vlm.named_parameters():
+        if 'router' not in name:
+            continue
         drawn = torch.zeros(value.shape)
         if name.endswith('weight'):
             nn.init.normal_(drawn, std=config.decoder.initializer_range)

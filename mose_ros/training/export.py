@@ -86,12 +86,14 @@ class _Prefill(_Graph):
             input_ids, embeds[None], position_ids, everyone, forced=skill_override[None]
         )
         logits = vlm.lm_head(done.hidden[:, -1])
+        # without skill routers: 'general' on each level
+        scores = done.scores or [logits.new_zeros(1, 1) for _ in skill_override]
         return (
             logits,
             torch.stack(done.keys),
             torch.stack(done.values),
             done.skills[0],
-            *done.scores,
+            *scores,
         )
 
     def outputs(self):
@@ -309,7 +311,7 @@ class Bundling:
 def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
     """Return the manifest of a network, without parity and files."""
     config, b = driver.config, bundling
-    if config.mose.router_scope != 'level':
+    if config.mose.routing == 'skill' and config.mose.router_scope != 'level':
         raise ValueError("bundles hold one decision a level; train with router_scope 'level'")
     decoder, view = config.decoder, config.vision
     noise = np.zeros((config.action.horizon, 2)) if b.noise is None else np.asarray(b.noise)
@@ -329,7 +331,7 @@ def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
         thumbnail_height=config.glance.height,
         mean=list(vision.CLIP_MEAN),
         std=list(vision.CLIP_STD),
-        levels={level: list(names) for level, names in config.mose.levels.items()},
+        levels={level: list(names) for level, names in config.mose.choices.items()},
         num_layers=decoder.layers,
         num_kv_heads=decoder.kv_heads,
         head_dim=decoder.head_dim,
@@ -337,7 +339,7 @@ def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
         vocab_size=decoder.vocab_size,
         max_prompt_tokens=64 + b.max_views * (view.tokens + 5),
         max_new_tokens=b.max_new_tokens,
-        action_skills=list(config.action.skills),
+        action_skills=list(config.action.choices),
         dt=config.action.dt,
         action_low=b.action.low.tolist(),
         action_high=b.action.high.tolist(),

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field, replace
 
+from mose_ros.core.rig import CAMERAS
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.sim.looks import CLASSES
-from mose_ros.training.config import Collect, Data
+from mose_ros.training.config import Collect, Data, override
 
 STAGES = ('router', 'sft', 'action')
 SKILL_LABELS = 2000  # more gave MoSE nothing
@@ -113,8 +114,40 @@ def _nano() -> Training:
 PRESETS = {'tiny': _tiny, 'nano': _nano}
 
 
+def _views(*names: str) -> tuple[str, ...]:
+    """Return the settings of a network that always looks at the same views: no router chooses."""
+    blind = [f'{stage}.losses.view_router=0' for stage in STAGES]
+    return (f'data.fixed_views={",".join(names)}', 'data.top_k=0', *blind)
+
+
+_PLAIN_ACTION = ('model.action.moe_layers=0',)
+
+# What a run is compared with: the same run with these settings.
+VARIANTS = {
+    # the language model (MoSE, table 1)
+    'sft': ('model.mose.routing=none',),
+    'moe_41': ('model.mose.routing=token', 'model.mose.token_experts=4'),
+    'moe_81': ('model.mose.routing=token', 'model.mose.token_experts=8'),
+    'groups': ('model.mose.expert_groups=true',),
+    # the action expert (DriveMoE, granularity)
+    'plain_action': _PLAIN_ACTION,
+    'token_action': ('model.action.routing=token',),
+    # the views (DriveMoE, view ablation)
+    'front_only': _views('front'),
+    'three_views': _views('front', 'front_left', 'front_right'),
+    'all_views': _views(*CAMERAS),
+    'glance_front': ('model.glance.glance=front',),
+    # both of DriveMoE's mixtures off
+    'drive_pi0': (*_views('front'), *_PLAIN_ACTION),
+}
+
+
 def preset(name: str) -> Training:
-    """Return a preset; ValueError with the known names otherwise."""
-    if name not in PRESETS:
-        raise ValueError(f'no preset {name!r}; known: {", ".join(PRESETS)}')
-    return PRESETS[name]()
+    """Return a preset, with variants as in `tiny+moe_41+drive_pi0`; ValueError with the known names otherwise."""
+    base, *variants = name.split('+')
+    for one, known in [(base, PRESETS), *((variant, VARIANTS) for variant in variants)]:
+        if one not in known:
+            kind = 'preset' if known is PRESETS else 'variant'
+            raise ValueError(f'no {kind} {one!r}; known: {", ".join(known)}')
+    settings = [setting for variant in variants for setting in VARIANTS[variant]]
+    return replace(override(PRESETS[base](), settings), preset=name)

@@ -423,3 +423,24 @@ def test_only_a_mose_without_groups_is_widened(made, original, tmp_path):
         convert.widen(original[1], tmp_path / 'out')
     with pytest.raises(ValueError, match='holds what is converted'):
         convert.widen(made, made)
+
+
+@pytest.mark.parametrize(('routing', 'more'), [('token', 4), ('none', 0)])
+def test_a_baseline_is_made_of_the_same_folder(original, tmp_path, routing, more):
+    out = tmp_path / 'baseline'
+    counts = convert.convert(
+        original[1], out, settings=(*SMALL, f'mose.routing={routing}', 'mose.token_experts=4')
+    )
+    driver = MoseDriver.load(out).eval()
+    logits, skills = ours(driver)
+    torch.testing.assert_close(logits, theirs(original[0]), atol=1e-4, rtol=1e-4)
+    assert skills == [0, 0, 0]
+    mixtures = [layer.mlp for layer in driver.vlm.model.language_model.layers][2::2]
+    assert [len(getattr(mlp, 'experts', ())) for mlp in mixtures] == [more] * 3
+    if more:
+        expert = sum(p.numel() for p in mixtures[0].experts[0].parameters())
+        assert counts['active_more'] == 3 * (expert + 4 * 48)
+        disturb(mixtures[1].experts)
+        assert not torch.allclose(ours(driver)[0], logits, atol=1e-2)
+    else:
+        assert counts['active_more'] == 0

@@ -1,0 +1,115 @@
+"""Baselines are settings of a preset: composed by name, trained by the same command, exported by the same graphs."""
+
+import numpy as np
+import pytest
+import torch
+
+from mose_ros.core import prompt
+from mose_ros.core.action import PROPRIO, Normalizer
+from mose_ros.core.bundle import Manifest
+from mose_ros.core.rig import CAMERAS
+from mose_ros.engine import session
+from mose_ros.modeling import config as modeling_config
+from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training import annotate, export, presets
+from mose_ros.training.config import override
+
+
+def test_variants_are_settings_of_a_preset():
+    plain, named = presets.preset('tiny'), presets.preset('tiny+moe_81+drive_pi0')
+    assert named == override(
+        presets.preset('tiny+drive_pi0'),
+        ['model.mose.routing=token', 'model.mose.token_experts=8', f'preset={named.preset}'],
+    )
+    assert (named.data.fixed_views, named.data.top_k) == (('front',), 0)
+    assert named.model.action.moe_layers == 0 and named.action.losses.view_router == 0
+    assert (plain.data.top_k, plain.model.mose.routing) == (1, 'skill')
+    assert plain.model.action.moe_layers == 2 and plain.action.losses.view_router == 0.2
+    for name in presets.VARIANTS:
+        assert presets.preset(f'nano+{name}') != presets.preset('nano'), name
+    assert presets.preset('nano+all_views').data.fixed_views == CAMERAS
+    assert len(presets.preset('nano+three_views').data.fixed_views) == 3
+    with pytest.raises(ValueError, match="no variant 'moe_91'; known: sft, moe_41"):
+        presets.preset('tiny+moe_91')
+    with pytest.raises(ValueError, match="no preset 'huge'"):
+        presets.preset('huge+sft')
+
+
+def make(folder, variants):
+    """Return a nano run, and its network with weights that all matter."""
+    torch.manual_seed(0)
+    training = presets.preset(f'nano+{variants}')
+    prompt.word_tokenizer(annotate.vocabulary()).save(str(folder / 'tokenizer.json'))
+    config = modeling_config.preset(
+        'nano',
+        tokenizer=prompt.Tokenizer.load(folder / 'tokenizer.json'),
+        mose=training.model.mose,
+        action=training.model.action,
+    )
+    driver = MoseDriver(config).eval()
+    with torch.no_grad():
+        for weight in driver.parameters():
+            weight.add_(0.5 * weight.std(correction=0) * torch.randn_like(weight))
+    return training, driver
+
+
+def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
+    training, driver = make(tmp_path, 'moe_41+drive_pi0')
+    config = driver.config
+    reach = np.ones((config.action.horizon, 2), np.float32)
+    bundling = export.Bundling(
+        name='baseline',
+        tokenizer=tmp_path / 'tokenizer.json',
+        action=Normalizer(-10 * reach, 30 * reach),
+        proprio=Normalizer(np.full(len(PROPRIO), -20.0), np.full(len(PROPRIO), 20.0)),
+        fixed_views=training.data.fixed_views,
+        top_k=training.data.top_k,
+        num_steps=2,
+        max_new_tokens=4,
+    )
+    moments = export.fake_moments(config.cameras, count=3)
+
+    export.export(driver, tmp_path / 'bundle', bundling, moments=moments)
+
+    manifest = Manifest.load(tmp_path / 'bundle')
+    assert list(manifest.levels.values()) == [['general']] * 3  # no skill is chosen
+    assert list(manifest.action_skills) == ['general']
+    found = manifest.parity
+    assert found['logits_max_abs'] < 1e-4 and found['trajectory_max_m'] < 1e-4
+    assert found['text_equal'] and found['views_equal'] and found['skills_equal']
+    assert found['experts_reached'] == found['experts_total'] == 3 + 1
+    views = export.ViewRouter(tmp_path / 'bundle').select(
+        0.0, moments[0].images, moments[0].ego, moments[0].guidance
+    )
+    assert views.names == ('front',)
+
+    changed = export.rounded(driver).eval()
+    with torch.no_grad():
+        for name, weight in changed.named_parameters():
+            if 'layers.2.mlp.experts' in name:
+                weight.mul_(1.5)
+    assert export.parity(changed, tmp_path / 'bundle', moments)['logits_max_abs'] > 1e-3
+
+
+@pytest.mark.parametrize(
+    ('variants', 'graph', 'output'),
+    [('sft', 'prefill', 'logits'), ('token_action', 'action', 'velocity')],
+)
+def test_graphs_of_baselines_do_what_their_networks_do(tmp_path, variants, graph, output):
+    _, driver = make(tmp_path, variants)
+    inputs = export.example_inputs(driver)[graph]
+    path = tmp_path / 'graph.onnx'
+    path.write_bytes(export.trace(driver, graph).SerializeToString())
+    exported = session.open_session(path, threads=1)
+    part = export._PARTS[graph](driver)
+    place = part.outputs().index(output)
+    answers = []
+    for sign in (1, -1):
+        for name in ('embeds', 'noisy'):
+            if name in inputs:
+                inputs[name] = sign * inputs[name]
+        with torch.no_grad():
+            want = part(*inputs.values())[place]
+        answers.append(exported.run({name: value.numpy() for name, value in inputs.items()}))
+        np.testing.assert_allclose(answers[-1][output], want.numpy(), atol=1e-4)
+    assert not np.allclose(answers[0][output], answers[1][output], atol=1e-2)
