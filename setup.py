@@ -17,6 +17,7 @@ EXTRAS = {  # room: what it needs beside the core
     'train': [
         'accelerate',
         'httpx2',
+        'matplotlib',
         'onnx',
         'onnxscript',
         'pyarrow',

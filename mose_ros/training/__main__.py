@@ -1,4 +1,4 @@
-"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert`.
+"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert|analyse`.
 
 Everything of a run lies under --work: data/ (clips), router/, sft/, action/ (checkpoints, metrics, model/), bundle/. The same
 command again goes on where it was stopped, and does nothing where all is done.
@@ -6,6 +6,8 @@ command again goes on where it was stopped, and does nothing where all is done.
 `convert HF_DIR --out DIR --preset qwen2vl_2b` makes a MoSE checkpoint of any Qwen2-VL in Hugging Face's format; without
 --out it only counts parameters. `convert CHECKPOINT --out DIR --set mose.expert_groups=true` gives a trained MoSE a second
 expert for each skill, for the tokens of images.
+
+`analyse experts|routing|chains --work DIR` draws what a trained network does with its experts, to WORK/analysis.
 """
 
 import argparse
@@ -41,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _convert(options)
             return 0
         training = _resolve(options)
+        if options.verb == 'analyse':
+            _analyse(training, options)
+            return 0
         run = Run(training, options)
         if options.verb not in STAGES and int(os.environ.get('WORLD_SIZE', '1')) > 1:
             raise ValueError(
@@ -64,18 +69,26 @@ _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m mose_ros.training', description=__doc__)
-    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert'])
-    parser.add_argument('source', nargs='?', type=Path, help='of convert: what is converted')
+    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert', 'analyse'])
+    parser.add_argument(
+        'source',
+        nargs='?',
+        type=Path,
+        help='of convert: what is converted; of analyse: experts, routing or chains',
+    )
     parser.add_argument('--preset', default='tiny', help=f'one of {", ".join(presets.PRESETS)}')
     parser.add_argument('--work', type=Path, help='folder of the run (default: runs/PRESET)')
     parser.add_argument('--data', type=Path, help='folder of the clips (default: WORK/data)')
     parser.add_argument(
-        '--out', type=Path, help='of collect: as --data; of export, convert: what is made'
+        '--out', type=Path, help='of collect: as --data; of export, convert, analyse: what is made'
     )
     parser.add_argument(
         '--skills', type=Path, help='of convert, annotate: taxonomy (default: config/skills*.yaml)'
     )
-    parser.add_argument('--checkpoint', type=Path, help='of export: the model (default: the last)')
+    parser.add_argument(
+        '--checkpoint', type=Path, help='of export, analyse: the model (default: the last)'
+    )
+    parser.add_argument('--clip', default='', help='of analyse chains: name of a clip of the data')
     parser.add_argument(
         '--set', action='append', default=[], metavar='STAGE.FIELD=VALUE', dest='settings'
     )
@@ -140,6 +153,20 @@ def _convert(options) -> None:
     if options.json:
         write_json(options.json, counts)
     print(convert.describe(counts))
+
+
+def _analyse(training: Training, options) -> None:
+    from mose_ros.training import analyse
+
+    work = options.work or Path('runs') / training.preset
+    asked = analyse.Asked(
+        checkpoint=options.checkpoint or analyse.newest(work),
+        root=options.data or work / 'data',
+        data=training.data,
+        samples=analyse.SAMPLES if options.samples is None else options.samples,
+        clip=options.clip,
+    )
+    analyse.run(str(options.source or ''), asked, options.out or work / 'analysis')
 
 
 class Run:

@@ -69,7 +69,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument('--annotator', choices=ANNOTATORS, help='who labels (default: rules)')
     group.add_argument('--split', help='of coda_lm and robo2vlm (default: train)')
     group.add_argument(
-        '--samples', type=int, help='how many, drawn by seed (default: 2000; 0: all)'
+        '--samples',
+        type=int,
+        help='how many, drawn by seed (default: 2000; 0: all); of analyse routing too',
     )
     group.add_argument(
         '--url', help='of a server with the OpenAI chat API, as http://host:8000/v1'

@@ -33,6 +33,7 @@ from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
+from mose_ros.modeling.mose import Decoded
 from mose_ros.training import annotate, together
 from mose_ros.training.config import Data, differences, filled, resolve, write_json
 from mose_ros.training.dataset import Index, Loaded, Order, Samples, load, validation_keys
@@ -526,6 +527,19 @@ def evaluate(
 
 def draw_actions(driver: MoseDriver, batch: Batch, num_steps: int = FLOW_STEPS) -> torch.Tensor:
     """Return the normalised trajectories (B, H, 2) that the network draws, from no noise, with its own skills."""
+    _, cache, mask = read_prompt(driver, batch)
+
+    def velocity(x, t):
+        time = torch.full((len(batch), 1), float(t), device=mask.device)
+        return driver.action_expert(x[:, None], time, batch.proprio, cache, mask).velocity[:, 0]
+
+    return flow(velocity, torch.zeros_like(batch.action), num_steps)
+
+
+def read_prompt(
+    driver: MoseDriver, batch: Batch
+) -> tuple[Decoded, list[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
+    """Read the prompts of a batch with the network's own skills; return that, and what the action expert sees of it."""
     _, embeds = driver.vlm.see(batch.patches.flatten(0, 1))
     end = int(batch.prompt_lengths.max())
     mask = torch.arange(end, device=embeds.device) < batch.prompt_lengths[:, None]
@@ -533,10 +547,4 @@ def draw_actions(driver: MoseDriver, batch: Batch, num_steps: int = FLOW_STEPS) 
     read = driver.vlm.read(
         batch.input_ids[:, :end], embeds, batch.position_ids[..., :end], mask.float()
     )
-    cache = list(zip(read.keys, read.values, strict=True))
-
-    def velocity(x, t):
-        time = torch.full((len(batch), 1), float(t), device=embeds.device)
-        return driver.action_expert(x[:, None], time, batch.proprio, cache, mask).velocity[:, 0]
-
-    return flow(velocity, torch.zeros_like(batch.action), num_steps)
+    return read, list(zip(read.keys, read.values, strict=True)), mask
