@@ -8,6 +8,36 @@ from jaxtyping import Float, Int64
 
 
 @dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What B moments would be with each of K candidate views as their last: for a network that chooses that view itself.
+
+    Fields as in Batch, with K behind B. All texts of a moment end in the same answer.
+
+    places: of the candidates among the cameras. noise: uniform random numbers that the choice is drawn by.
+    """
+
+    patches: Float[torch.Tensor, 'B K N D']
+    input_ids: Int64[torch.Tensor, 'B K T']
+    attention_mask: Int64[torch.Tensor, 'B K T']
+    labels: Int64[torch.Tensor, 'B K T']
+    position_ids: Int64[torch.Tensor, '3 B K T']
+    prompt_lengths: Int64[torch.Tensor, 'B K']
+    places: Int64[torch.Tensor, 'K']
+    noise: Float[torch.Tensor, 'B K']
+
+    def to(self, *args, **kwargs) -> 'Choices':
+        """Return the choices on another device; takes what `torch.Tensor.to` takes."""
+        return _moved(self, *args, **kwargs)
+
+    def text(self, chosen: Int64[torch.Tensor, 'B']) -> dict[str, torch.Tensor]:
+        """Return the fields of Batch that depend on the view, for the chosen candidates."""
+        rows = torch.arange(len(chosen), device=chosen.device)
+        names = ('input_ids', 'attention_mask', 'labels', 'prompt_lengths')
+        found = {name: getattr(self, name)[rows, chosen] for name in names}
+        return found | {'position_ids': self.position_ids[:, rows, chosen]}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """B moments. V views of F frames, N patches a view (n = N / merge^2 tokens), T tokens, S skill levels, C cameras.
 
@@ -26,6 +56,7 @@ class Batch:
     coin, moments, noise: the random numbers of a training step, so that a sample learns the same in whichever batch or
     process it stands: whether it is taught its skills (uniform), R times (uniform) and R noises (normal) of the flow;
     drawn in the step where they are None.
+    choices: where the view router is to choose the last view (DriveMoE's second stage); None: it is as it is.
     """
 
     patches: Float[torch.Tensor, 'B V N D']
@@ -45,17 +76,22 @@ class Batch:
     coin: Float[torch.Tensor, 'B'] | None = None
     moments: Float[torch.Tensor, 'B R'] | None = None
     noise: Float[torch.Tensor, 'B R H 2'] | None = None
+    choices: Choices | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
 
     def to(self, *args, **kwargs) -> 'Batch':
         """Return the batch on another device; takes what `torch.Tensor.to` takes."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        moved = {
-            name: value.to(*args, **kwargs) for name, value in values.items() if value is not None
-        }
-        return replace(self, **moved)
+        return _moved(self, *args, **kwargs)
+
+
+def _moved(tensors, *args, **kwargs):
+    values = {one.name: getattr(tensors, one.name) for one in fields(tensors)}
+    moved = {
+        name: value.to(*args, **kwargs) for name, value in values.items() if value is not None
+    }
+    return replace(tensors, **moved)
 
 
 @dataclass(frozen=True, kw_only=True)

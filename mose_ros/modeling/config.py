@@ -10,7 +10,7 @@ from mose_ros.core.action import PROPRIO
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.skills import GENERAL, Taxonomy, action_skills, default_path
-from mose_ros.modeling.batch import Batch
+from mose_ros.modeling.batch import Batch, Choices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,9 +218,18 @@ class DriverConfig:
         return cls(**data | {name: part(**data[name]) for name, part in parts.items()})
 
     def fake_batch(
-        self, batch_size: int, *, views: int = 2, answer: int = 12, seed: int = 0
+        self,
+        batch_size: int,
+        *,
+        views: int = 2,
+        answer: int = 12,
+        seed: int = 0,
+        candidates: int = 0,
     ) -> Batch:
-        """Return random moments of the right shapes; prompts of two lengths, answers of `answer` tokens or one less."""
+        """Return random moments of the right shapes; prompts of two lengths, answers of `answer` tokens or one less.
+
+        candidates: how many of the last cameras the network may choose the last view from; 0: it is given.
+        """
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
@@ -243,12 +252,30 @@ class DriverConfig:
         if self.semantic_classes:
             shape = (batch_size, views, self.vision.patches, self.semantic_classes)
             semantics = normal(*shape).softmax(-1)
+        attention, answers = is_token.long(), torch.where(is_answer, ids, -100)
+        positions = place.expand(3, batch_size, total).contiguous()
+        choices = None
+        if candidates:
+            named = ids[:, None].repeat(1, candidates, 1)
+            named[:, :, 1] = 5 + torch.arange(candidates)  # each names its view
+            choices = Choices(
+                patches=normal(
+                    batch_size, candidates, self.vision.patches, self.vision.patch_size
+                ),
+                input_ids=named,
+                attention_mask=attention[:, None].expand(named.shape),
+                labels=answers[:, None].expand(named.shape),
+                position_ids=positions[:, :, None].expand(3, *named.shape),
+                prompt_lengths=lengths[:, None].expand(named.shape[:2]),
+                places=torch.arange(cameras - candidates, cameras),
+                noise=torch.rand(named.shape[:2], generator=generator),
+            )
         return Batch(
             patches=normal(batch_size, views, self.vision.patches, self.vision.patch_size),
             input_ids=ids,
-            attention_mask=is_token.long(),
-            labels=torch.where(is_answer, ids, -100),
-            position_ids=place.expand(3, batch_size, total).contiguous(),
+            attention_mask=attention,
+            labels=answers,
+            position_ids=positions,
             prompt_lengths=lengths,
             proprio=normal(batch_size, self.proprio).clamp(-1, 1),
             action=normal(batch_size, self.action.horizon, 2).clamp(-1, 1),
@@ -260,6 +287,7 @@ class DriverConfig:
             present=torch.ones(batch_size, cameras),
             camera=below(cameras, batch_size),
             semantics=semantics,
+            choices=choices,
         )
 
 

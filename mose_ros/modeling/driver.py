@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.losses import accuracy, focal, load_balance, soft_cross_entropy
 from mose_ros.modeling.mose import Decoded, MoseQwen2VL
 from mose_ros.modeling.qwen2vl import hf_config
-from mose_ros.modeling.view_router import ViewRouter
+from mose_ros.modeling.view_router import ViewRouter, draw_view
 
 Tensor = torch.Tensor
 CONFIG, VLM, WEIGHTS = 'driver.json', 'vlm', 'driver.safetensors'
@@ -79,14 +79,21 @@ class MoseDriver(nn.Module):
         """
         losses = losses or LossWeights()
         parts, metrics = {}, {}
+        views = None
+        if losses.view_router or batch.choices is not None:
+            views = self.view_router(batch.thumbnails, batch.present, batch.proprio).float()
+            views = views.masked_fill(batch.present == 0, -1e4)
         if losses.view_router:
-            self._view_losses(batch, losses, parts, metrics)
+            counts = losses.camera_counts
+            parts['view_router'] = focal(views, batch.camera, losses.gamma, counts)
+            metrics['router_view'] = accuracy(views, batch.camera)
         language = losses.text or losses.routers or losses.flow or losses.action_router
         if language or losses.semantics:
-            features, embeds = self.vlm.see(batch.patches.flatten(0, 1))
+            batch, features, embeds = self._see(batch, views)
             if losses.semantics and batch.semantics is not None:
-                logits = self.semantic_head(features)
-                parts['semantics'] = soft_cross_entropy(logits, batch.semantics.flatten(0, 1))
+                known = batch.semantics.shape[1]
+                logits = self.semantic_head(features[:, :known])
+                parts['semantics'] = soft_cross_entropy(logits, batch.semantics)
         if language:
             coin = torch.rand_like(batch.proprio[:, 0]) if batch.coin is None else batch.coin
             known = coin[:, None] < teacher_forcing
@@ -100,6 +107,30 @@ class MoseDriver(nn.Module):
         loss = sum(getattr(losses, name) * part for name, part in parts.items())
         return Output(loss=loss, parts=parts, metrics=metrics)
 
+    def _see(
+        self, batch: Batch, views: Float[Tensor, 'B C'] | None
+    ) -> tuple[Batch, Float[Tensor, 'B V N W'], Float[Tensor, 'B V n D']]:
+        """Return the batch with the features and the tokens of its views.
+
+        With choices the last view is drawn by the router's scores, and the losses teach the router through what they
+        would make of the others: so all are looked at, as DriveMoE does in its second stage.
+        """
+        choices, patches = batch.choices, batch.patches
+        if choices is not None:
+            patches = torch.cat([patches[:, :-1], choices.patches], 1)
+        features, embeds = (
+            seen.unflatten(0, patches.shape[:2]) for seen in self.vlm.see(patches.flatten(0, 1))
+        )
+        if choices is None:
+            return batch, features, embeds
+        fixed = batch.patches.shape[1] - 1
+        drawn = draw_view(views[:, choices.places], choices.noise)
+        last = torch.einsum('bk,bknd->bnd', drawn.to(embeds.dtype), embeds[:, fixed:])
+        batch = replace(batch, choices=None, **choices.text(drawn.argmax(-1)))
+        if batch.semantics is not None:  # of the labelled view, which may be another
+            batch = replace(batch, semantics=batch.semantics[:, :fixed])
+        return batch, features, torch.cat([embeds[:, :fixed], last[:, None]], 1)
+
     def _read(self, batch: Batch, embeds: Tensor, forced: Tensor, losses: LossWeights) -> Decoded:
         """Run the decoder; without a text loss over the prompts alone."""
         place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
@@ -107,7 +138,7 @@ class MoseDriver(nn.Module):
         end = len(place) if losses.text else int(batch.prompt_lengths.max())
         return self.vlm.read(
             batch.input_ids[:, :end],
-            embeds.unflatten(0, batch.patches.shape[:2]),
+            embeds,
             batch.position_ids[..., :end],
             prompt_mask[:, :end],
             forced=forced,
@@ -156,12 +187,6 @@ class MoseDriver(nn.Module):
             answer.scores, batch.action_skill, losses.gamma, losses.action_skill_counts
         )
         metrics['router_action'] = accuracy(answer.scores, batch.action_skill)
-
-    def _view_losses(self, batch, losses, parts, metrics):
-        scores = self.view_router(batch.thumbnails, batch.present, batch.proprio)
-        scores = scores.float().masked_fill(batch.present == 0, -1e4)
-        parts['view_router'] = focal(scores, batch.camera, losses.gamma, losses.camera_counts)
-        metrics['router_view'] = accuracy(scores, batch.camera)
 
     @torch.no_grad()
     def plan(

@@ -11,6 +11,17 @@ from mose_ros.modeling.mose import exact
 Tensor = torch.Tensor
 
 
+def draw_view(scores: Float[Tensor, 'B K'], noise: Float[Tensor, 'B K']) -> Float[Tensor, 'B K']:
+    """Return 1 at the view that each row draws by its scores (Gumbel), else 0; the gradient is the softmax's (DriveMoE 1.2).
+
+    noise: uniform random numbers.
+    """
+    gumbel = -(-noise.clamp(1e-6, 1 - 1e-6).log()).log()
+    soft = (scores.float() + gumbel).softmax(-1)
+    hard = F.one_hot(soft.argmax(-1), soft.shape[-1]).to(soft.dtype)
+    return hard + soft - soft.detach()
+
+
 class ViewRouter(nn.Module):
     """One CNN for all cameras; a camera's score comes from its own glance, what all show together, and the goal."""
 
