@@ -22,7 +22,7 @@ from jaxtyping import Float, Int64, UInt8
 from mose_ros.core import action, prompt, vision
 from mose_ros.core.prompt import IM_END, Tokenizer
 from mose_ros.core.types import COMMANDS, EgoState, Guidance
-from mose_ros.modeling.batch import Batch
+from mose_ros.modeling.batch import Batch, Choices
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
@@ -208,6 +208,9 @@ class Key:
     views: int  # how many are looked at
     numbers: tuple[int, ...] | None  # seed of its random choices; None: nothing is changed
     spares: tuple[int, ...] = ()  # frames that are taken, in turn, where this one can't be read
+    draws: bool = (
+        False  # whether the view router is to draw the last view: all candidates come along
+    )
 
 
 class Samples:
@@ -223,7 +226,7 @@ class Samples:
         self._candidates = [name for name in model.cameras if name not in config.fixed_views]
 
     def __getitem__(self, key: Key) -> dict[str, np.ndarray]:
-        """Return the arrays of one sample, named as the fields of Batch."""
+        """Return the arrays of one sample, named as the fields of Batch; of its `choices`, see `_choices`."""
         index, model, i = self._index, self._model, key.frame
         random = None if key.numbers is None else np.random.default_rng(key.numbers)
         alive = self._alive(key.views, random)
@@ -265,7 +268,21 @@ class Samples:
         sample['noise'] = chance.standard_normal(shape, dtype=np.float32)
         if model.semantic_classes:
             sample['semantics'] = np.stack([self._classes(i, name) for name in names])
+        if key.draws:
+            sample['choices'] = self._choices(i, older, look, random)
+            sample['choices']['noise'] = chance.random(len(self._candidates), dtype=np.float32)
         return sample
+
+    def _choices(self, i: int, older: int, look: 'Look', random) -> dict:
+        """Return patches and texts of all candidates, and where they stand among the cameras."""
+        newest, patches, texts = self._index.frame[i], [], []
+        for name in self._candidates:
+            now = self._picture(i, newest, name)
+            then = now if older == newest else self._picture(i, older, name)
+            patches.append(self._patches([then, now], look, random))
+            texts.append(self._text(i, [*self._config.fixed_views, name]))
+        places = [self._model.cameras.index(name) for name in self._candidates]
+        return {'patches': np.stack(patches), 'texts': texts, 'places': np.asarray(places)}
 
     def metres(self, actions: torch.Tensor) -> Float[np.ndarray, 'B H 2']:
         """Return normalised trajectories in metres."""
@@ -414,6 +431,32 @@ class Look:
 
 def collate(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
     """Join samples of equally many views into a batch; texts are padded on the right."""
+    texts = _collate_texts(samples)
+    apart = {*texts, 'choices'}
+    stacked = {name: _stack(samples, name) for name in samples[0] if name not in apart}
+    if 'choices' in samples[0]:
+        stacked['choices'] = _collate_choices([one['choices'] for one in samples])
+    return Batch(**texts, **stacked)
+
+
+def _collate_choices(choices: Sequence[dict]) -> Choices:
+    texts = _collate_texts([text for one in choices for text in one['texts']])
+    shape = (len(choices), len(choices[0]['texts']))
+    split = {name: value.unflatten(max(0, value.ndim - 2), shape) for name, value in texts.items()}
+    return Choices(
+        patches=_stack(choices, 'patches'),
+        noise=_stack(choices, 'noise'),
+        places=torch.from_numpy(choices[0]['places']),
+        **split,
+    )
+
+
+def _stack(samples: Sequence[dict[str, np.ndarray]], name: str) -> torch.Tensor:
+    return torch.from_numpy(np.stack([one[name] for one in samples]))
+
+
+def _collate_texts(samples: Sequence[dict[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Return the fields of Batch that are texts, padded on the right."""
     lengths = [len(one['input_ids']) for one in samples]
     total = max(lengths)
 
@@ -428,19 +471,14 @@ def collate(samples: Sequence[dict[str, np.ndarray]]) -> Batch:
         ]
         return torch.from_numpy(np.stack(rows, axis=-2).astype(np.int64))
 
-    stacked = {
-        name: torch.from_numpy(np.stack([one[name] for one in samples]))
-        for name in samples[0]
-        if name not in ('input_ids', 'labels', 'position_ids')
-    }
     mask = torch.arange(total) < torch.tensor(lengths)[:, None]
-    return Batch(
-        input_ids=padded('input_ids', 0),
-        labels=padded('labels', NO_TOKEN),
-        position_ids=padded('position_ids', 0),
-        attention_mask=mask.long(),
-        **stacked,
-    )
+    return {
+        'input_ids': padded('input_ids', 0),
+        'labels': padded('labels', NO_TOKEN),
+        'position_ids': padded('position_ids', 0),
+        'attention_mask': mask.long(),
+        'prompt_lengths': _stack(samples, 'prompt_lengths'),
+    }
 
 
 class Order:
@@ -456,7 +494,15 @@ class Order:
         start: int,
         stop: int,
         skill_labels: int = 0,
+        view_choice: str = 'label',
     ):
+        if view_choice not in ('label', 'router'):
+            raise ValueError(f"view_choice is 'label' or 'router', not {view_choice!r}")
+        if view_choice == 'router' and config.top_k != 1:
+            raise ValueError(
+                f"view_choice 'router' draws one view, so data.top_k is 1, not {config.top_k}"
+            )
+        self._draws = view_choice == 'router'
         self._frames, chances = index.drawn(config, skill_labels, seed)
         self._edges = np.cumsum(chances)
         self._config, self._seed, self._batch = config, seed, batch
@@ -479,6 +525,7 @@ class Order:
                     views=views,
                     numbers=(self._seed, step, slot),
                     spares=tuple(map(int, spares)),
+                    draws=self._draws and not alone,
                 )
                 for slot, (frame, *spares) in enumerate(frames)
             ]

@@ -40,6 +40,7 @@ class Stage:
     )
     trainable: str = 'all'  # 'all', or prefixes of parameter names, comma-separated
     teacher_forcing: float = 1.0  # share of samples whose skills are the labelled ones
+    view_choice: str = 'label'  # who chooses the view that is looked at: the label, or the 'router' (Gumbel, hard)
     losses: LossWeights = field(default_factory=LossWeights)
     # how often, in steps unless said otherwise
     log_every: int = 20

@@ -223,6 +223,7 @@ class _Loop:
             start=self.step,
             stop=stage.steps,
             skill_labels=stage.skill_labels,
+            view_choice=stage.view_choice,
         )
         parts = stage.accumulate * processes
         mine = together.deal(batches, parts, self.accelerator.process_index, processes)
