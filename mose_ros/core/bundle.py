@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mose_ros.core.action import PROPRIO, Normalizer
+from mose_ros.core.vision import HISTORIES
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
@@ -66,6 +67,7 @@ class Manifest:
     proprio: Sequence[str]
     proprio_low: Sequence[float]
     proprio_high: Sequence[float]
+    history: str = 'all'  # views that show their past: 'all', 'fixed' or 'none'
     # provenance
     precision: str = 'float32'  # what the graphs compute in
     storage: str = 'float32'  # what weights.bin holds
@@ -128,6 +130,7 @@ class Manifest:
             'view_width': self.view_width % unit == 0,
             'view_height': self.view_height % unit == 0,
             'frame_gap': 0 < self.frame_gap < np.inf,
+            'history': self.history in HISTORIES,
             'mean': _is_finite(self.mean, (3,)),
             'std': _is_finite(self.std, (3,)) and min(self.std) > 0,
             'levels': len(self.levels) > 0

@@ -14,6 +14,13 @@ from jaxtyping import Float, Float32, UInt8
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+HISTORIES = ('all', 'fixed', 'none')  # views that show their past
+
+
+def shows_past(name: str, history: str, fixed_views: Sequence[str]) -> bool:
+    """Return whether a view shows its past, or, as Qwen2-VL does with a picture, the newest frame in all its slots."""
+    return history == 'all' or (history == 'fixed' and name in fixed_views)
+
 
 def check_image(image: np.ndarray, what: str = 'image') -> None:
     """Raise ValueError unless the image is (H, W, 3) uint8 and not empty."""

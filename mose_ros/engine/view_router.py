@@ -129,6 +129,8 @@ class ViewRouter:
     def _frames(self, name, time):
         """Return a camera's frames from the oldest to the newest, `frame_gap` apart; the newest for one never seen."""
         m, frames = self.manifest, self._history[name]
+        if not vision.shows_past(name, m.history, m.fixed_views):
+            return np.stack([frames[-1][1]] * m.view_frames)
         chosen = []
         for slot in reversed(range(m.view_frames)):
             age = slot * m.frame_gap

@@ -269,6 +269,7 @@ class Run:
             fixed_views=training.data.fixed_views,
             top_k=training.data.top_k,
             frame_gap=training.data.frame_gap,
+            history=training.data.history,
             num_steps=stages.FLOW_STEPS,
             training=resolve(training),
             data={key: known[key] for key in ('clips', 'frames', 'counts')},

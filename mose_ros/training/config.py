@@ -52,6 +52,7 @@ class Data:
     fixed_views: tuple[str, ...] = ('front',)  # looked at always; the first is the anchor
     top_k: int = 1  # views that are looked at beside them
     frame_gap: float = 0.4  # s between the frames of a view
+    history: str = 'all'  # views that show the frame before: 'all', 'fixed' (DriveMoE), 'none'; others show now twice
     future: str = (
         'expert'  # 'expert': the trajectory is its plan; 'driven': what was driven afterwards
     )

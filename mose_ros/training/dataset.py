@@ -217,6 +217,10 @@ class Samples:
     """Makes the sample of a key."""
 
     def __init__(self, index: Index, model: DriverConfig, config: Data):
+        if config.history not in vision.HISTORIES:
+            raise ValueError(
+                f'data.history is one of {", ".join(vision.HISTORIES)}, not {config.history!r}'
+            )
         self._index, self._model, self._config = index, model, config
         self._tokenizer = Tokenizer.load(index.root / annotate.TOKENIZER)
         known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
@@ -236,10 +240,7 @@ class Samples:
             older = newest
         look = Look.draw(random, self._config.photometric)
         whole = {name: self._picture(i, newest, name) for name in names}
-        views = [
-            [whole[name] if older == newest else self._picture(i, older, name), whole[name]]
-            for name in names
-        ]
+        views = [self._frames(i, older, name, whole[name]) for name in names]
         glance = model.glance
         # cameras that are only glanced at are decoded at half size
         now = {name: whole.get(name) for name in alive}
@@ -277,9 +278,8 @@ class Samples:
         """Return patches and texts of all candidates, and where they stand among the cameras."""
         newest, patches, texts = self._index.frame[i], [], []
         for name in self._candidates:
-            now = self._picture(i, newest, name)
-            then = now if older == newest else self._picture(i, older, name)
-            patches.append(self._patches([then, now], look, random))
+            frames = self._frames(i, older, name, self._picture(i, newest, name))
+            patches.append(self._patches(frames, look, random))
             texts.append(self._text(i, [*self._config.fixed_views, name]))
         places = [self._model.cameras.index(name) for name in self._candidates]
         return {'patches': np.stack(patches), 'texts': texts, 'places': np.asarray(places)}
@@ -305,6 +305,14 @@ class Samples:
             if random.random() < self._config.other_view:
                 chosen = []
         return [*fixed, *(chosen + others)[: views - len(fixed)]]
+
+    def _frames(self, i: int, older: int, name: str, now: np.ndarray) -> list[np.ndarray]:
+        """Return a view's older and newest frame; the newest twice where it shows no past."""
+        config = self._config
+        moves = vision.shows_past(name, config.history, config.fixed_views)
+        if older == self._index.frame[i] or not moves:
+            return [now, now]
+        return [self._picture(i, older, name), now]
 
     def _picture(
         self, i: int, frame: int, camera: str, half: bool = False

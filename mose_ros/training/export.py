@@ -296,6 +296,7 @@ class Bundling:
     fixed_views: Sequence[str] = ('front',)
     top_k: int = 1
     frame_gap: float = 0.4  # s
+    history: str = 'all'  # views that show their past
     num_steps: int = 5  # Euler steps
     noise: Sequence[Sequence[float]] | None = None  # (H, 2) where the flow starts; None: zeros
     max_views: int = 6  # room for as many in the longest prompt
@@ -325,6 +326,7 @@ def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
         view_height=view.view_height,
         view_frames=view.frames,
         frame_gap=b.frame_gap,
+        history=b.history,
         patch=view.patch,
         merge=view.merge,
         thumbnail_width=config.glance.width,

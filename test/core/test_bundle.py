@@ -60,6 +60,7 @@ def test_normalizers_have_the_bounds_of_the_fields():
         ('view_width', 56.0),
         ('view_frames', 0),
         ('frame_gap', 0.0),
+        ('history', 'front'),
         ('std', [0.0, 1.0, 1.0]),
         ('mean', [0.5]),
         ('levels', {}),

@@ -85,6 +85,19 @@ def test_frames_are_the_one_a_gap_ago_and_now(router):
     assert levels_of_grey(router, views) == [[60, 140], [3, 7]]
 
 
+@pytest.mark.parametrize(
+    ('history', 'grey'),
+    [('fixed', [[60, 140], [7, 7]]), ('none', [[140, 140], [7, 7]])],
+)
+def test_a_bundle_says_which_views_show_their_past(tmp_path, history, grey):
+    folder = bundles.make_bundle(tmp_path / 'known', history=history)
+    router = ViewRouter(Bundle.open(folder, threads=1))
+    for step in range(8):
+        views = select(router, time=step / 10, images=pictures(front=20 * step, back=step))
+    assert views.names == ('front', 'back')
+    assert levels_of_grey(router, views) == grey
+
+
 def test_a_camera_has_its_frames_even_when_it_was_not_chosen_before(router):
     for step in range(5):
         views = select(router, time=step / 10, images={**ALL, **pictures(back=step)})

@@ -78,3 +78,20 @@ def test_a_stage_with_the_routers_own_views_teaches_the_router_without_labels(dr
     torch.manual_seed(training.action.seed)
     fresh = stages.MoseDriver(stages.model_config(training, data)).view_router.head[0].bias
     assert torch.equal(rates['label'], fresh) and not torch.equal(rates['router'], fresh)
+
+
+@pytest.mark.parametrize(
+    ('history', 'past'), [('all', [1, 1]), ('fixed', [1, 0]), ('none', [0, 0])]
+)
+def test_views_show_their_past_or_now_twice(drawn, history, past):
+    training, data = drawn
+    changed = replace(training, data=replace(training.data, history=history))
+    samples, batches = keys_of((changed, data))
+    view = stages.model_config(training, data).vision
+    key = next(key for keys in batches for key in keys if key.views == 2)
+    i = next(i for i in range(24) if samples._index.older[i] < samples._index.frame[i])
+    patches = torch.from_numpy(samples[replace(key, frame=i, numbers=None)]['patches'])
+    before, now = patches.view(2, -1, 3, view.frames, view.patch**2).unbind(3)
+    assert [int(not torch.equal(a, b)) for a, b in zip(before, now, strict=True)] == past
+    with pytest.raises(ValueError, match="all, fixed, none, not 'some'"):
+        keys_of((replace(training, data=replace(training.data, history='some')), data))
