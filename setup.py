@@ -27,6 +27,7 @@ EXTRAS = {  # room: what it needs beside the core
         'tqdm',
         'transformers',
     ],
+    'cluster': ['ray'],  # collecting and annotating on several machines
     'test': ['beartype', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff'],
     'build': ['colcon-common-extensions', 'colcon-ros'],
 }

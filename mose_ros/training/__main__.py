@@ -46,7 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb == 'analyse':
             _analyse(training, options)
             return 0
+        clusters = options.verb in ('collect', 'annotate', 'all')
         run = Run(training, options)
+        if options.address and (not clusters or run.labelling):
+            raise ValueError('--address is for collect, and for annotate without --source')
         if options.verb not in STAGES and int(os.environ.get('WORLD_SIZE', '1')) > 1:
             raise ValueError(
                 f'{options.verb} starts its own processes; launch only {", ".join(STAGES)} in several'
@@ -96,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
     parser.add_argument('--seeds', help='of collect, as 0-399; 20000 and more are for evaluation')
     parser.add_argument('--processes', type=int, help='of collect and annotate')
+    parser.add_argument(
+        '--address',
+        default='',
+        help='of collect and annotate: a Ray cluster that does it, as auto, host:6379 or ray://host:10001 '
+        '(default: processes of this machine, without Ray)',
+    )
     parser.add_argument('--policy', default='', help='of collect: a bundle that drives (DAgger)')
     parser.add_argument('--round', type=int, default=0, help='DAgger round to collect or train')
     parser.add_argument('--dagger-rounds', type=int, default=0, help='of all: rounds after export')
@@ -184,7 +193,9 @@ class Run:
 
     def collect(self) -> None:
         """Record what is not recorded yet."""
-        found = collect.collect(self.training.collect, self.data, bar=self.bar)
+        found = collect.collect(
+            self.training.collect, self.data, address=self.options.address, bar=self.bar
+        )
         for family, counts in found.items():
             _LOG.info('%s: %s', family, counts)
 
@@ -195,8 +206,13 @@ class Run:
             return
         model = self.training.model.action
         target = annotate.Target(horizon=model.horizon, dt=model.dt, data=self.training.data)
-        processes = self.training.collect.processes
-        found = annotate.annotate(self.data, target, processes=processes, bar=self.bar)
+        found = annotate.annotate(
+            self.data,
+            target,
+            processes=self.training.collect.processes,
+            address=self.options.address,
+            bar=self.bar,
+        )
         _LOG.info(
             '%d frames of %d clips, %d skipped; %s',
             found['frames'],

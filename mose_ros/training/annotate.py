@@ -23,8 +23,8 @@ from mose_ros.core.skills import LEVELS
 from mose_ros.core.types import COMMANDS, EgoState, Guidance, Trajectory
 from mose_ros.data import bench2drive, narration, rules
 from mose_ros.data.clips import ClipReader, find_clips
-from mose_ros.training.collect import fan_out
 from mose_ros.training.config import Data, digest, resolve, write_json, write_text
+from mose_ros.training.workers import fan_out
 
 _LOG = logging.getLogger(__name__)
 LABELS = 'labels.jsonl'
@@ -57,12 +57,19 @@ class Target:
         return digest([self.horizon, self.dt, part, code])
 
 
-def annotate(root: str | Path, target: Target, *, processes: int = 2, bar: bool = True) -> dict:
+def annotate(
+    root: str | Path,
+    target: Target,
+    *,
+    processes: int = 2,
+    address: str = '',
+    bar: bool = True,
+) -> dict:
     """Label every clip that has no labels of this target yet; return what dataset.json then holds.
 
-    Clips that can't be read are skipped, named in the log and in dataset.json, and counted.
+    Clips that can't be read are skipped, named in the log and in dataset.json, and counted. address: see `workers.fan_out`.
     """
-    root = Path(root)
+    root = Path(root).absolute()
     folders = list(find_clips(root))
     if not folders:
         raise ValueError(f'{root} holds no clip; run `python -m mose_ros.training collect` first')
@@ -70,7 +77,8 @@ def annotate(root: str | Path, target: Target, *, processes: int = 2, bar: bool 
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     skipped = {}
     with tqdm(total=len(todo), desc='annotate', unit='clip', disable=not bar) as progress:
-        for results in fan_out(_annotate_clips, [(chunk, target) for chunk in chunks], processes):
+        jobs = [(chunk, target) for chunk in chunks]
+        for results in fan_out(_annotate_clips, jobs, processes, address):
             for name, error in results:
                 if error:
                     skipped[name] = error

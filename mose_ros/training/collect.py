@@ -1,19 +1,16 @@
 """Record the expert's driving, or a learner's driving with the expert's labels (DAgger), as clips.
 
 The car is pushed off its plan now and then; what is stored as the label of a frame is the expert's plan from where the car is,
-never what was driven. One World and one back end for each process; episodes are jobs, and `fan_out` is the seam for a cluster.
+never what was driven. One World and one back end for each process; episodes are jobs, for this machine or for a cluster.
 """
 
 import json
 import logging
-import multiprocessing
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -24,6 +21,7 @@ from mose_ros.data.clips import ClipWriter
 from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
 from mose_ros.training.config import Collect, parse_seeds, write_json
+from mose_ros.training.workers import fan_out
 
 _LOG = logging.getLogger(__name__)
 STEP = 0.1  # s of a step of the world
@@ -78,12 +76,21 @@ def jobs(config: Collect) -> list[Job]:
     return found
 
 
-def collect(config: Collect, out: str | Path, *, camera_size=(256, 144), bar: bool = True) -> dict:
+def collect(
+    config: Collect,
+    out: str | Path,
+    *,
+    camera_size=(256, 144),
+    address: str = '',
+    bar: bool = True,
+) -> dict:
     """Record every episode that is not there yet; return the counts, which are also in collected.json.
 
-    Episodes that the undisturbed expert fails are dropped and counted, by rule.
+    Episodes that the undisturbed expert fails are dropped and counted, by rule. address: see `workers.fan_out`.
     """
-    out, wanted = Path(out), jobs(config)
+    out, wanted = Path(out).absolute(), jobs(config)
+    if config.policy:  # a cluster's processes have another working folder
+        config = replace(config, policy=str(Path(config.policy).absolute()))
     out.mkdir(parents=True, exist_ok=True)
     report = _read_report(out)
     todo = [job for job in wanted if job.name not in report]
@@ -96,7 +103,7 @@ def collect(config: Collect, out: str | Path, *, camera_size=(256, 144), bar: bo
     started, frames, finished = time.monotonic(), 0, Counter()
     with tqdm(total=len(todo), desc='collect', unit='episode', disable=not bar) as progress:
         arguments = [(chunk, config, str(out), camera_size) for chunk in chunks]
-        for results in fan_out(_record_chunk, arguments, config.processes):
+        for results in fan_out(_record_chunk, arguments, config.processes, address):
             for result in results:
                 finished[result['status'].split(' ')[0]] += 1
                 if result['status'] == ERROR:  # not in the report: the next run tries it again
@@ -121,23 +128,6 @@ def summary(report: dict[str, dict]) -> dict:
         count['frames'] += one['frames']
         count['expert_failed'] += not one['kept'] and one['disturbed'] is False
     return {family: dict(count) for family, count in families.items()}
-
-
-def fan_out(function: Callable, arguments: Sequence[tuple], processes: int) -> Iterator[Any]:
-    """Yield function(*arguments) of each, as they finish, each call in a fresh process; in this one where processes = 0."""
-    if processes <= 0:
-        yield from (function(*one) for one in arguments)
-        return
-    context = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=1) as pool:
-        waiting = {pool.submit(function, *one) for one in arguments}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _record_chunk(chunk: Sequence[Job], config: Collect, out: str, camera_size) -> list[dict]:

@@ -74,7 +74,7 @@ def test_clips_hold_the_expert_plan_of_every_frame(data):
 
 
 def test_recording_again_does_nothing(data, training, monkeypatch):
-    monkeypatch.setattr(collect, 'fan_out', lambda _, arguments, __: pytest.fail('drove again') if arguments else iter(()))  # fmt: skip
+    monkeypatch.setattr(collect, 'fan_out', lambda _, arguments, *__: pytest.fail('drove again') if arguments else iter(()))  # fmt: skip
     found = collect.collect(training.collect, data, bar=False)
     assert {family: counts['episodes'] for family, counts in found.items()} == dict.fromkeys(
         FAMILIES, 2
