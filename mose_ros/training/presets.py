@@ -38,7 +38,7 @@ class Stage:
     skill_labels: int = (
         0  # samples it learns from, drawn by seed and evenly over the skills; 0: all there are
     )
-    trainable: str = 'all'  # 'all', or prefixes of parameter names, comma-separated
+    trainable: str = 'all'  # 'all', 'routers', 'experts', 'mose' or prefixes of parameters' names, comma-separated
     teacher_forcing: float = 1.0  # share of samples whose skills are the labelled ones
     view_choice: str = 'label'  # who chooses the view that is looked at: the label, or the 'router' (Gumbel, hard)
     losses: LossWeights = field(default_factory=LossWeights)

@@ -172,7 +172,7 @@ class _Loop:
         self.leads, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.samples = Samples(index, driver.config, training.data)
         self.losses = _with_counts(stage, index, training, driver.config)
-        self._freeze()
+        driver.train_only(stage.trainable)
         driver.to(self.device)
         self.moving = {n: p for n, p in driver.named_parameters() if p.requires_grad}
         decays = [p for p in self.moving.values() if p.ndim >= 2]
@@ -195,16 +195,6 @@ class _Loop:
         )
         self.corrupt: Counter[str] = Counter()  # names of samples that could not be read
         self.window: dict[str, list[float]] = {}  # sums and counts since the last line of the log
-
-    def _freeze(self) -> None:
-        if self.stage.trainable == 'all':
-            return
-        prefixes = tuple(one.strip() for one in self.stage.trainable.split(','))
-        for prefix in prefixes:
-            if not any(n.startswith(prefix) for n, _ in self.driver.named_parameters()):
-                raise ValueError(f'trainable: no parameter begins with {prefix!r}')
-        for n, parameter in self.driver.named_parameters():
-            parameter.requires_grad_(n.startswith(prefixes))
 
     def _save_plain(self, models: list, weights: list, folder: str) -> None:
         weights[:] = [{n: p.detach() for n, p in self.driver.named_parameters()}]

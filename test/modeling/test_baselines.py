@@ -10,7 +10,7 @@ from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.losses import load_balance
-from mose_ros.modeling.mose import MoseQwen2VL, TokenMixture, pick_by_token
+from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture, TokenMixture, pick_by_token
 
 
 def make(action=None, **mose):
@@ -317,3 +317,16 @@ def test_the_flow_ends_with_sigma_of_the_noise():
     torch.testing.assert_close(noisy, (1 - 0.9 * 0.9) * noise + 0.9 * action[:, None])
     torch.testing.assert_close(noisy + 0.1 * velocity, 0.1 * noise + action[:, None])
     assert not torch.allclose(velocity, action[:, None] - noise)
+
+
+def test_a_weight_of_one_leaves_the_shared_expert_out():
+    torch.manual_seed(0)
+    mixture, x, chosen = (
+        SkillMixture(8, 16, 3, 1.0),
+        torch.randn(2, 5, 8),
+        torch.tensor([[2], [0]]),
+    )
+    answer = mixture(x, chosen)
+    torch.testing.assert_close(answer[0], mixture.experts[2](x[0]))
+    mixture.expert_weight = 0.5
+    assert not torch.allclose(mixture(x, chosen)[0], answer[0], atol=1e-3)

@@ -1,5 +1,8 @@
 """Baselines are settings of a preset: composed by name, trained by the same command, exported by the same graphs."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,9 @@ from mose_ros.core.bundle import Manifest
 from mose_ros.core.rig import CAMERAS
 from mose_ros.engine import session
 from mose_ros.modeling import config as modeling_config
+from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import annotate, export, presets
+from mose_ros.training import annotate, export, presets, stages
 from mose_ros.training.config import override
 
 
@@ -113,3 +117,41 @@ def test_graphs_of_baselines_do_what_their_networks_do(tmp_path, variants, graph
         answers.append(exported.run({name: value.numpy() for name, value in inputs.items()}))
         np.testing.assert_allclose(answers[-1][output], want.numpy(), atol=1e-4)
     assert not np.allclose(answers[0][output], answers[1][output], atol=1e-2)
+
+
+@pytest.mark.parametrize('variant', ['', '+sft', '+moe_41'])
+def test_a_stage_trains_the_same_layers_of_every_baseline(drawn, tmp_path, variant):
+    _, data = drawn
+    training = override(presets.preset(f'nano{variant}'), ['sft.trainable=experts'])
+    training = replace(training, sft=replace(training.sft, losses=LossWeights(view_router=0)))
+    limits = stages.Limits(bar=False)
+    model = stages.train('sft', training, data, tmp_path / 'sft', limits=limits)
+    torch.manual_seed(training.sft.seed)
+    fresh = MoseDriver(stages.model_config(training, data)).state_dict()
+    trained = MoseDriver.load(model).state_dict()
+    moved = {name for name in fresh if not torch.equal(fresh[name], trained[name])}
+    blocks = {name.partition('.mlp.')[0] for name in moved}
+    assert blocks == {f'vlm.model.language_model.layers.{layer}' for layer in (1, 2, 3)}
+    assert any('experts' in name for name in moved) == (variant != '+sft')
+
+
+@pytest.mark.parametrize(
+    ('variants', 'views', 'parts'),
+    [
+        ('sft+drive_pi0', 1, {'text', 'flow'}),
+        ('moe_81+all_views+token_action', 6, {'text', 'flow', 'action_router', 'balance'}),
+    ],
+)
+def test_baselines_train_on_their_views(drawn, tmp_path, variants, views, parts):
+    _, data = drawn
+    training = presets.preset(f'nano+{variants}')
+    limits = stages.Limits(bar=False)
+    model = stages.train('action', training, data, tmp_path / 'action', limits=limits)
+    told = json.loads((model.parent / stages.RESULT).read_text(encoding='utf-8'))
+    assert parts <= set(told['validation']) and told['validation']['ade_m'] > 0
+    absent = {'routers', 'view_router', 'action_router', 'balance'} - parts
+    assert not absent & set(told['validation'])
+    config = MoseDriver.load(model).config
+    samples = stages.Samples(stages.Index.load(data, config), config, training.data)
+    keys = stages.validation_keys(samples._index, training.data, 2, 2)
+    assert samples[keys[0][0]]['patches'].shape[0] == views
