@@ -78,6 +78,16 @@ def test_expert_groups_are_named_and_a_dense_network_has_nothing_to_compare():
         analyse.experts(driver)
 
 
+def test_experts_that_tokens_choose_have_numbers_and_no_router_of_skills():
+    nano = modeling_config.PRESETS['nano']
+    mose = replace(nano.mose, routing='token', token_experts=8)  # as many as skills of planning
+    driver = MoseDriver(modeling_config.preset('nano', mose=mose)).eval()
+    names = [one['experts'][1] for one in analyse.experts(driver)['layers']]
+    assert names == ['expert 0'] * 3 + ['normal']
+    found = analyse.routing(driver, [driver.config.fake_batch(2)])
+    assert [one['name'] for one in found['routers']] == ['action', 'view']
+
+
 def test_a_confusion_counts_what_is_known():
     router = analyse.Router(name='planning', choices=('a', 'b', 'c'), label=2)
     known = np.array([0, 0, 0, 0, 1, 1, -1])
