@@ -1,4 +1,4 @@
-"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert|analyse`.
+"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert|analyse|ablate`.
 
 Everything of a run lies under --work: data/ (clips), router/, sft/, action/ (checkpoints, metrics, model/), bundle/. The same
 command again goes on where it was stopped, and does nothing where all is done.
@@ -8,6 +8,8 @@ command again goes on where it was stopped, and does nothing where all is done.
 expert for each skill, for the tokens of images.
 
 `analyse experts|routing|chains --work DIR` draws what a trained network does with its experts, to WORK/analysis.
+
+`ablate --table language|driving --work DIR --data CLIPS` trains and judges the baselines beside MoSE, and writes the table.
 """
 
 import argparse
@@ -25,7 +27,7 @@ from pathlib import Path
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
 from mose_ros.training import annotate, collect, presets, skill_labels, skill_report, stages
-from mose_ros.training.config import override, resolve, write_json
+from mose_ros.training.config import override, parse_seeds, resolve, write_json
 from mose_ros.training.presets import STAGES, Training
 
 _LOG = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training = _resolve(options)
         if options.verb == 'analyse':
             _analyse(training, options)
+            return 0
+        if options.verb == 'ablate':
+            _ablate(options)
             return 0
         clusters = options.verb in ('collect', 'annotate', 'all')
         run = Run(training, options)
@@ -72,7 +77,7 @@ _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m mose_ros.training', description=__doc__)
-    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert', 'analyse'])
+    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert', 'analyse', 'ablate'])
     parser.add_argument(
         'source',
         nargs='?',
@@ -91,14 +96,25 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--checkpoint', type=Path, help='of export, analyse: the model (default: the last)'
     )
+    parser.add_argument('--table', default='', help='of ablate: language or driving')
+    parser.add_argument(
+        '--only', action='append', default=[], metavar='ROW', help='of ablate: a row of the table'
+    )
+    parser.add_argument('--shares', default='', help='of ablate: of the clips, as 0.25,0.5,1')
+    parser.add_argument(
+        '--routes', default='20000-20004', help='of ablate: seeds that are driven in closed loop'
+    )
     parser.add_argument('--clip', default='', help='of analyse chains: name of a clip of the data')
     parser.add_argument(
         '--set', action='append', default=[], metavar='STAGE.FIELD=VALUE', dest='settings'
     )
     parser.add_argument('--seed', type=int, default=0, help='of convert, annotate: what is drawn')
     parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
-    parser.add_argument('--seeds', help='of collect, as 0-399; 20000 and more are for evaluation')
-    parser.add_argument('--processes', type=int, help='of collect and annotate')
+    parser.add_argument(
+        '--seeds',
+        help='of collect, as 0-399 (20000 and more are for evaluation); of ablate, as 0-2',
+    )
+    parser.add_argument('--processes', type=int, help='of collect, annotate, ablate')
     parser.add_argument(
         '--address',
         default='',
@@ -176,6 +192,34 @@ def _analyse(training: Training, options) -> None:
         clip=options.clip,
     )
     analyse.run(str(options.source or ''), asked, options.out or work / 'analysis')
+
+
+def _ablate(options) -> None:
+    from mose_ros.training import ablate
+
+    work = options.work or Path('runs') / 'ablation'
+    try:
+        shares = tuple(float(one) for one in options.shares.split(',') if one)
+    except ValueError:
+        raise ValueError(f'--shares {options.shares!r}: expected numbers, as 0.25,0.5,1') from None
+    made = ablate.ablate(
+        ablate.Ablation(
+            table=options.table,
+            preset=options.preset,
+            work=work,
+            data=options.data or work / 'data',
+            shares=shares,
+            seeds=parse_seeds(options.seeds) if options.seeds else (),
+            settings=tuple(options.settings),
+            only=tuple(options.only),
+            families=options.families or 'all',
+            routes=options.routes,
+            processes=options.processes or 1,
+            bar=not options.quiet,
+        )
+    )
+    print(made.with_suffix('.md').read_text(encoding='utf-8'), end='')
+    _LOG.info('%s', made)
 
 
 class Run:

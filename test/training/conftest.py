@@ -40,6 +40,7 @@ def drawn(tmp_path):
     }
     states = len(action.PROPRIO)
     scales |= {'proprio_low': [-1.0] * states, 'proprio_high': [20.0] * states}
+    scales |= {'clips': 3, 'frames': 3 * FRAMES, 'counts': {}}
     (root / annotate.DATASET).write_text(json.dumps(scales), encoding='utf-8')
     prompt.word_tokenizer(annotate.vocabulary()).save(str(root / annotate.TOKENIZER))
     return training, root
