@@ -11,6 +11,7 @@ from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.losses import load_balance
 from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture, TokenMixture, pick_by_token
+from test.modeling.planning import plan
 
 
 def make(action=None, **mose):
@@ -22,20 +23,6 @@ def make(action=None, **mose):
         action=replace(config.action, **action or {}),
     )
     return config, MoseDriver(config)
-
-
-def plan(driver, batch, **options):
-    length = int(batch.prompt_lengths[0])
-    return driver.eval().plan(
-        batch.patches[0],
-        batch.input_ids[0, :length],
-        batch.position_ids[:, 0, :length],
-        batch.proprio[0],
-        options.pop('noise', torch.zeros_like(batch.action[0])),
-        num_steps=2,
-        max_new_tokens=2,
-        **options,
-    )
 
 
 def disturb(driver, word):
@@ -183,7 +170,7 @@ def test_a_token_moe_decodes_as_it_reads():
     config, driver = make(routing='token')
     disturb(driver, 'experts')
     batch = config.fake_batch(1)
-    answer = plan(driver, batch)
+    answer = plan(driver, batch, max_new_tokens=2)
     assert answer.skills == (0, 0, 0) and len(answer.answer) == 2
     length = int(batch.prompt_lengths)
     ids = torch.cat([batch.input_ids[:, :length], torch.tensor([answer.answer[:1]])], 1)

@@ -8,6 +8,7 @@ import torch
 from mose_ros.modeling.config import DriverConfig, preset
 from mose_ros.modeling.driver import LossWeights, MoseDriver
 from mose_ros.modeling.losses import accuracy, focal, soft_cross_entropy
+from test.modeling.planning import plan
 
 ALL = LossWeights(semantics=1.0)
 
@@ -16,19 +17,6 @@ def make(**changes):
     torch.manual_seed(0)
     config = preset('nano', semantic_classes=4, **changes)
     return config, MoseDriver(config)
-
-
-def plan(driver, batch, **options):
-    length = int(batch.prompt_lengths[0])
-    return driver.eval().plan(
-        batch.patches[0],
-        batch.input_ids[0, :length],
-        batch.position_ids[:, 0, :length],
-        batch.proprio[0],
-        options.pop('noise', torch.zeros_like(batch.action[0])),
-        num_steps=3,
-        **options,
-    )
 
 
 @pytest.mark.parametrize('bfloat16', [False, True])
