@@ -22,16 +22,10 @@ from mose_ros.modeling.batch import Batch
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import SkillMixture
 from mose_ros.training import stages
+from mose_ros.training.batches import load, validation_keys
 from mose_ros.training.config import Data, write_json
-from mose_ros.training.dataset import (
-    UNKNOWN,
-    Index,
-    Key,
-    Samples,
-    load,
-    place_of,
-    validation_keys,
-)
+from mose_ros.training.index import UNKNOWN, Index, place_of
+from mose_ros.training.samples import Key, Samples
 
 _LOG = logging.getLogger(__name__)
 KINDS = ('experts', 'routing', 'chains')

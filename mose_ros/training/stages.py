@@ -35,9 +35,11 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import Decoded
 from mose_ros.training import annotate, together
+from mose_ros.training.batches import Loaded, Order, load, validation_keys
 from mose_ros.training.config import Data, differences, filled, resolve, write_json
-from mose_ros.training.dataset import Index, Loaded, Order, Samples, load, validation_keys
+from mose_ros.training.index import Index
 from mose_ros.training.presets import Stage, Training
+from mose_ros.training.samples import Samples
 
 _LOG = logging.getLogger(__name__)
 MODEL, STATE, RESULT, METRICS = 'model', 'state.json', 'stage.json', 'metrics.jsonl'

@@ -13,7 +13,9 @@ torch = pytest.importorskip('torch', reason='training is an extra: pip install m
 from mose_ros.modeling import config as modeling_config  # noqa: E402
 from mose_ros.modeling.driver import MoseDriver  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import analyse, dataset, figures, stages  # noqa: E402
+from mose_ros.training import analyse, figures, stages  # noqa: E402
+from mose_ros.training.index import Index  # noqa: E402
+from mose_ros.training.samples import Samples  # noqa: E402
 
 PNG = b'\x89PNG'
 
@@ -139,8 +141,8 @@ def test_a_chain_tells_label_and_choice_of_every_frame(run):
     training, data, work = run
     driver = MoseDriver.load(work / 'sft' / stages.MODEL).eval()
     force(driver, 1, level=0)
-    index = dataset.Index.load(data, driver.config)
-    samples = dataset.Samples(index, driver.config, training.data)
+    index = Index.load(data, driver.config)
+    samples = Samples(index, driver.config, training.data)
     (data / 'merging_00000' / 'camera' / 'rgb_front' / '00007.jpg').write_bytes(b'cut')
     found = analyse.chains(driver, samples, index, 'merging_00000', training.data, frame_dt=0.2)
     frames = found['frames']

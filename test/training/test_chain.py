@@ -16,8 +16,11 @@ from mose_ros.core.bundle import Manifest  # noqa: E402
 from mose_ros.core.prompt import IM_END, Tokenizer  # noqa: E402
 from mose_ros.data.clips import ClipReader  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import annotate, collect, dataset, presets, stages  # noqa: E402
+from mose_ros.training import annotate, collect, presets, stages  # noqa: E402
+from mose_ros.training.batches import Order, load  # noqa: E402
 from mose_ros.training.config import Collect  # noqa: E402
+from mose_ros.training.index import Index  # noqa: E402
+from mose_ros.training.samples import NO_TOKEN, Key, Samples  # noqa: E402
 
 FAMILIES = ('normal', 'merging')
 SETTINGS = Collect(
@@ -52,12 +55,12 @@ def data(tmp_path_factory, training):
 
 @pytest.fixture(scope='module')
 def index(data, training):
-    return dataset.Index.load(data, stages.model_config(training, data))
+    return Index.load(data, stages.model_config(training, data))
 
 
 @pytest.fixture(scope='module')
 def samples(index, data, training):
-    return dataset.Samples(index, stages.model_config(training, data), training.data)
+    return Samples(index, stages.model_config(training, data), training.data)
 
 
 def target(training):
@@ -100,7 +103,7 @@ def test_corrupt_clips_are_named_and_skipped(data, training, tmp_path):
 
 def test_a_sample_is_what_the_vehicle_would_make_of_the_frame(samples, index, data, training):
     frame = len(index) // 2
-    sample = samples[dataset.Key(frame=frame, views=2, numbers=None)]
+    sample = samples[Key(frame=frame, views=2, numbers=None)]
     clip = ClipReader(data / index.clips[index.clip[frame]])
     view = samples._model.vision
     names = ['front', index.camera[frame]]
@@ -112,7 +115,7 @@ def test_a_sample_is_what_the_vehicle_would_make_of_the_frame(samples, index, da
         expected = vision.patchify(vision.normalize(np.stack(frames)), view.patch, view.merge)
         np.testing.assert_allclose(sample['patches'][place], expected, atol=1e-5)
     tokenizer = Tokenizer.load(data / annotate.TOKENIZER)
-    answer = sample['labels'][sample['labels'] != dataset.NO_TOKEN]
+    answer = sample['labels'][sample['labels'] != NO_TOKEN]
     assert tokenizer.decode(answer.tolist()) == index.answer[frame]
     assert answer[-1] == tokenizer.end_id == tokenizer.encode(IM_END)[0]
     metres = samples.metres(torch.from_numpy(sample['action'])[None])[0]
@@ -122,7 +125,7 @@ def test_a_sample_is_what_the_vehicle_would_make_of_the_frame(samples, index, da
 
 def test_samples_follow_from_seed_and_step(index, samples, training):
     def keys(seed, start):
-        order = dataset.Order(index, training.data, seed=seed, batch=4, start=start, stop=6)
+        order = Order(index, training.data, seed=seed, batch=4, start=start, stop=6)
         return list(order)
 
     assert keys(0, 0)[3:] == keys(0, 3)
@@ -135,9 +138,9 @@ def test_samples_follow_from_seed_and_step(index, samples, training):
 
 
 def test_threads_make_the_same_batches_in_the_same_order(index, samples, training):
-    order = dataset.Order(index, training.data, seed=0, batch=3, start=0, stop=5)
-    alone = list(dataset.load(samples, order, workers=0))
-    beside = list(dataset.load(samples, order, workers=2))
+    order = Order(index, training.data, seed=0, batch=3, start=0, stop=5)
+    alone = list(load(samples, order, workers=0))
+    beside = list(load(samples, order, workers=2))
     assert len(alone) == len(beside) == 5
     for one, other in zip(alone, beside, strict=True):
         assert torch.equal(one.batch.patches, other.batch.patches)

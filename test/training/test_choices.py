@@ -8,23 +8,26 @@ import pytest
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
 from mose_ros.modeling.batch import LossWeights  # noqa: E402
-from mose_ros.training import dataset, stages  # noqa: E402
+from mose_ros.training import stages  # noqa: E402
+from mose_ros.training.batches import Order, collate  # noqa: E402
+from mose_ros.training.index import Index  # noqa: E402
+from mose_ros.training.samples import Samples  # noqa: E402
 
 
 def keys_of(run, **options):
     training, data = run
     config = stages.model_config(training, data)
-    index = dataset.Index.load(data, config)
-    order = dataset.Order(index, training.data, seed=0, batch=3, start=0, stop=6, **options)
-    return dataset.Samples(index, config, training.data), list(order)
+    index = Index.load(data, config)
+    order = Order(index, training.data, seed=0, batch=3, start=0, stop=6, **options)
+    return Samples(index, config, training.data), list(order)
 
 
 def test_all_candidates_come_with_the_prompts_that_name_them(drawn):
     samples, batches = keys_of(drawn, view_choice='router')
     keys = next(keys for keys in batches if keys[0].views == 2)
     quiet = [replace(key, numbers=None) for key in keys]
-    batch = dataset.collate([samples[key] for key in quiet])
-    plain = dataset.collate([samples[replace(key, draws=False)] for key in quiet])
+    batch = collate([samples[key] for key in quiet])
+    plain = collate([samples[replace(key, draws=False)] for key in quiet])
     assert plain.choices is None and torch.equal(plain.patches, batch.patches)
     choices = batch.choices
     assert choices.places.tolist() == [1, 2, 3, 4, 5]  # all but the front

@@ -8,7 +8,10 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
-from mose_ros.training import annotate, dataset, stages  # noqa: E402
+from mose_ros.training import annotate, stages  # noqa: E402
+from mose_ros.training.batches import Order, load  # noqa: E402
+from mose_ros.training.index import Index  # noqa: E402
+from mose_ros.training.samples import Samples  # noqa: E402
 
 FRONT = 'merging_00001/camera/rgb_front/{:05d}.jpg'  # of the training clips; 6 and 7 are the last
 
@@ -73,14 +76,14 @@ def test_data_that_cannot_be_read_at_all_ends_the_training(run, tmp_path):
 def test_only_samples_that_cannot_be_read_are_replaced(run):
     training, data = run
     config = stages.model_config(training, data)
-    index = dataset.Index.load(data, config)
-    samples = dataset.Samples(index, config, training.data)
-    keys = next(iter(dataset.Order(index, training.data, seed=0, batch=8, start=0, stop=1)))
-    before = next(dataset.load(samples, [keys], 0))
+    index = Index.load(data, config)
+    samples = Samples(index, config, training.data)
+    keys = next(iter(Order(index, training.data, seed=0, batch=8, start=0, stop=1)))
+    before = next(load(samples, [keys], 0))
     first = keys[0].frame
     name = f'{index.clips[index.clip[first]]}/camera/rgb_front/{index.frame[first]:05d}.jpg'
     cut(data / name)
-    after = next(dataset.load(samples, [keys], 0))
+    after = next(load(samples, [keys], 0))
     assert not before.corrupt and set(after.corrupt) == {name}
     changed = [  # a frame is seen twice: as itself, and as the older one of a later frame
         i

@@ -8,7 +8,9 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
-from mose_ros.training import config, dataset, presets, stages  # noqa: E402
+from mose_ros.training import config, presets, stages  # noqa: E402
+from mose_ros.training.index import Index  # noqa: E402
+from mose_ros.training.samples import Samples  # noqa: E402
 
 
 @pytest.fixture
@@ -23,7 +25,7 @@ def run(drawn):
 def index(run):
     """Return 24 frames: merging is rare, and so are pedestrians; one frame has no label at all."""
     training, data = run
-    found = dataset.Index.load(data, stages.model_config(training, data))
+    found = Index.load(data, stages.model_config(training, data))
     skills = np.tile([1, 0, 1], (len(found), 1))
     skills[[3, 9, 20], 2], skills[[4, 9], 0], skills[7] = 2, 2, -1
     return replace(found, skills=skills)
@@ -46,7 +48,7 @@ def test_a_stage_never_asks_for_other_frames_and_a_stop_changes_nothing(
 ):
     training, data = run
     asked = []
-    make = dataset.Samples.__getitem__
+    make = Samples.__getitem__
 
     def remember(samples, key):
         asked.append(key)
@@ -58,7 +60,7 @@ def test_a_stage_never_asks_for_other_frames_and_a_stop_changes_nothing(
         stages.train('router', training, data, tmp_path / name, limits=limits)
         return [key for key in asked if key.numbers is not None]
 
-    monkeypatch.setattr(dataset.Samples, '__getitem__', remember)
+    monkeypatch.setattr(Samples, '__getitem__', remember)
     straight = train('straight', training)
     with pytest.raises(stages.Stopped):
         train('stopped', training, stop_at=2)

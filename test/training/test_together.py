@@ -15,7 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.training import stages, together
-from mose_ros.training.dataset import Index, Order, Samples, load
+from mose_ros.training.batches import Order, load
+from mose_ros.training.index import Index
+from mose_ros.training.samples import Samples
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {'text': 1.0, 'routers': 0.5, 'flow': 1.0, 'action_router': 1.0, 'view_router': 1.0}
