@@ -26,7 +26,15 @@ from pathlib import Path
 
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
-from mose_ros.training import annotate, collect, presets, skill_labels, skill_report, stages
+from mose_ros.training import (
+    annotate,
+    collect,
+    presets,
+    skill_labels,
+    skill_report,
+    stages,
+    validation,
+)
 from mose_ros.training.config import override, parse_seeds, resolve, write_json
 from mose_ros.training.presets import STAGES, Training
 
@@ -330,7 +338,7 @@ class Run:
             top_k=training.data.top_k,
             frame_gap=training.data.frame_gap,
             history=training.data.history,
-            num_steps=stages.FLOW_STEPS,
+            num_steps=validation.FLOW_STEPS,
             training=resolve(training),
             data={key: known[key] for key in ('clips', 'frames', 'counts')},
             commit=_commit(),

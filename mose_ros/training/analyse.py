@@ -21,7 +21,7 @@ from mose_ros.data.clips import ClipReader
 from mose_ros.modeling.batch import Batch
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import SkillMixture
-from mose_ros.training import stages
+from mose_ros.training import stages, validation
 from mose_ros.training.batches import load, validation_keys
 from mose_ros.training.config import Data, write_json
 from mose_ros.training.index import UNKNOWN, Index, place_of
@@ -111,7 +111,7 @@ def decide(
     driver: MoseDriver, batch: Batch, fixed: Sequence[str] = ()
 ) -> tuple[Int64[np.ndarray, 'B R'], Int64[np.ndarray, 'B R']]:
     """Return what the routers choose by themselves for B moments, and what the labels say (-1: nothing)."""
-    read, cache, mask = stages.read_prompt(driver, batch)
+    read, cache, mask = validation.read_prompt(driver, batch)
     start = torch.zeros_like(batch.action)[:, None]
     now = torch.zeros(len(batch), 1, device=start.device)
     acting = driver.action_expert(start, now, batch.proprio, cache, mask).skill

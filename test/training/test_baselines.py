@@ -16,7 +16,10 @@ from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import annotate, export, presets, stages
+from mose_ros.training.batches import validation_keys
 from mose_ros.training.config import override
+from mose_ros.training.index import Index
+from mose_ros.training.samples import Samples
 
 
 def test_variants_are_settings_of_a_preset():
@@ -152,6 +155,6 @@ def test_baselines_train_on_their_views(drawn, tmp_path, variants, views, parts)
     absent = {'routers', 'view_router', 'action_router', 'balance'} - parts
     assert not absent & set(told['validation'])
     config = MoseDriver.load(model).config
-    samples = stages.Samples(stages.Index.load(data, config), config, training.data)
-    keys = stages.validation_keys(samples._index, training.data, 2, 2)
+    samples = Samples(Index.load(data, config), config, training.data)
+    keys = validation_keys(samples._index, training.data, 2, 2)
     assert samples[keys[0][0]]['patches'].shape[0] == views

@@ -16,7 +16,7 @@ from mose_ros.core.bundle import Manifest  # noqa: E402
 from mose_ros.core.prompt import IM_END, Tokenizer  # noqa: E402
 from mose_ros.data.clips import ClipReader  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import annotate, collect, presets, stages  # noqa: E402
+from mose_ros.training import annotate, collect, journal, loop, presets, stages  # noqa: E402
 from mose_ros.training.batches import Order, load  # noqa: E402
 from mose_ros.training.config import Collect  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
@@ -187,11 +187,11 @@ def test_the_rare_start_from_rest_is_drawn_more_often(index, training):
 
 def test_a_stopped_stage_goes_on_exactly(data, training, tmp_path):
     def losses(folder):
-        lines = (folder / stages.METRICS).read_text().splitlines()
+        lines = (folder / journal.METRICS).read_text().splitlines()
         return [json.loads(line)['train']['loss'] for line in lines if 'train' in line]
 
     stages.train('action', training, data, tmp_path / 'straight', limits=quiet())
-    with pytest.raises(stages.Stopped):
+    with pytest.raises(loop.Stopped):
         stages.train('action', training, data, tmp_path / 'stopped', limits=quiet(stop_at=1))
     assert len(losses(tmp_path / 'stopped')) == 1
     stages.train('action', training, data, tmp_path / 'stopped', limits=quiet())

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
 from mose_ros.modeling.batch import LossWeights  # noqa: E402
+from mose_ros.modeling.driver import MoseDriver  # noqa: E402
 from mose_ros.training import stages  # noqa: E402
 from mose_ros.training.batches import Order, collate  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
@@ -76,10 +77,10 @@ def test_a_stage_with_the_routers_own_views_teaches_the_router_without_labels(dr
         )
         result = json.loads((tmp_path / choice / stages.RESULT).read_text(encoding='utf-8'))
         assert result['identity']['settings']['view_choice'] == choice
-        model = stages.MoseDriver.load(tmp_path / choice / stages.MODEL)
+        model = MoseDriver.load(tmp_path / choice / stages.MODEL)
         rates[choice] = model.view_router.head[0].bias
     torch.manual_seed(training.action.seed)
-    fresh = stages.MoseDriver(stages.model_config(training, data)).view_router.head[0].bias
+    fresh = MoseDriver(stages.model_config(training, data)).view_router.head[0].bias
     assert torch.equal(rates['label'], fresh) and not torch.equal(rates['router'], fresh)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
-from mose_ros.training import annotate, stages  # noqa: E402
+from mose_ros.training import annotate, loop, stages  # noqa: E402
 from mose_ros.training.batches import Order, load  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
 from mose_ros.training.samples import Samples  # noqa: E402
@@ -59,7 +59,7 @@ def test_whole_data_has_nothing_to_tell_and_a_stop_forgets_nothing(run, tmp_path
     for frame in (6, 7):
         cut(data / FRONT.format(frame))
     straight = train(training, data, tmp_path / 'straight')
-    with pytest.raises(stages.Stopped):
+    with pytest.raises(loop.Stopped):
         train(training, data, tmp_path / 'stopped', stop_at=2)
     assert train(training, data, tmp_path / 'stopped')['corrupt'] == straight['corrupt']
     assert straight['corrupt']['count'] > 0

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
-from mose_ros.training import config, presets, stages  # noqa: E402
+from mose_ros.training import checkpoints, config, loop, presets, stages  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
 from mose_ros.training.samples import Samples  # noqa: E402
 
@@ -62,7 +62,7 @@ def test_a_stage_never_asks_for_other_frames_and_a_stop_changes_nothing(
 
     monkeypatch.setattr(Samples, '__getitem__', remember)
     straight = train('straight', training)
-    with pytest.raises(stages.Stopped):
+    with pytest.raises(loop.Stopped):
         train('stopped', training, stop_at=2)
     first = [key for key in asked if key.numbers is not None][:16]
     assert first + train('stopped', training)[-16:] == straight
@@ -75,9 +75,9 @@ def test_runs_from_before_a_setting_go_on_with_what_it_was(run, tmp_path):
     training, data = run
     before = replace(training, router=replace(training.router, skill_labels=0))
     limits = stages.Limits(bar=False, stop_at=1)
-    with pytest.raises(stages.Stopped):
+    with pytest.raises(loop.Stopped):
         stages.train('router', before, data, tmp_path / 'run', limits=limits)
-    path = next((tmp_path / 'run').glob('checkpoint-*')) / stages.STATE
+    path = next((tmp_path / 'run').glob('checkpoint-*')) / checkpoints.STATE
     state = json.loads(path.read_text())
     del state['identity']['settings']['skill_labels'], state['identity']['settings']['accumulate']
     del state['identity']['model']['mose']['expert_groups']

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mose_ros.modeling.batch import LossWeights
-from mose_ros.training import stages, together
+from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training import checkpoints, journal, loop, stages, together
 from mose_ros.training.batches import Order, load
 from mose_ros.training.index import Index
 from mose_ros.training.samples import Samples
@@ -37,7 +38,7 @@ def run(drawn):
 
 
 def losses(folder):
-    lines = (folder / stages.METRICS).read_text(encoding='utf-8').splitlines()
+    lines = (folder / journal.METRICS).read_text(encoding='utf-8').splitlines()
     return {
         name: [json.loads(line)['train'][name] for line in lines if 'train' in line]
         for name in ('loss', 'text', 'view_router', 'action_router', 'flow', 'gradient')
@@ -54,7 +55,7 @@ def test_two_processes_move_as_one(launcher, run, tmp_path):
     stages.train('router', training, data, tmp_path / 'alone', limits=quiet())
     shared = tmp_path / 'shared' / 'router'
     if launcher == 'torchrun':  # a checkpoint does not know how many processes go on with it
-        with pytest.raises(stages.Stopped):
+        with pytest.raises(loop.Stopped):
             stages.train('router', training, data, shared, limits=quiet(stop_at=1))
     settings = [f'router.losses.{name}={weight}' for name, weight in WEIGHTS.items()]
     settings += ['router.steps=3', 'router.batch_size=8', 'router.validate_every=9']
@@ -84,7 +85,7 @@ def test_parts_of_a_batch_count_by_what_they_know(run):
     whole = next(load(samples, order, 0)).batch
     halves = [one.batch for one in load(samples, together.deal(order, 2), 0)]
     torch.manual_seed(0)
-    driver = stages.MoseDriver(config)
+    driver = MoseDriver(config)
     expected = driver(whole, EVERYTHING).loss
     shares = together.agree(Accelerator(cpu=True), halves).shares
     found = [
@@ -108,7 +109,7 @@ def test_accumulating_changes_nothing(run, tmp_path):
 
 def test_an_interrupt_ends_after_a_whole_step(run, tmp_path, monkeypatch):
     training, data = run
-    log = stages._Loop._log
+    log = loop.Loop._log
 
     def interrupt(loop, shown):
         if loop.step == 1:
@@ -116,10 +117,10 @@ def test_an_interrupt_ends_after_a_whole_step(run, tmp_path, monkeypatch):
         return log(loop, shown)
 
     stages.train('router', training, data, tmp_path / 'straight', limits=quiet())
-    monkeypatch.setattr(stages._Loop, '_log', interrupt)
+    monkeypatch.setattr(loop.Loop, '_log', interrupt)
     with pytest.raises(KeyboardInterrupt):
         stages.train('router', training, data, tmp_path / 'left', limits=quiet())
-    assert list((tmp_path / 'left').glob(f'{stages.CHECKPOINT}0000002'))
+    assert list((tmp_path / 'left').glob(f'{checkpoints.CHECKPOINT}0000002'))
     stages.train('router', training, data, tmp_path / 'left', limits=quiet())
     assert losses(tmp_path / 'left') == losses(tmp_path / 'straight')
     board = EventAccumulator(str(tmp_path / 'left' / 'tensorboard')).Reload()
