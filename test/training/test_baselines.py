@@ -12,10 +12,11 @@ from mose_ros.core.action import PROPRIO, Normalizer
 from mose_ros.core.bundle import Manifest
 from mose_ros.core.rig import CAMERAS
 from mose_ros.engine import session
+from mose_ros.engine.view_router import ViewRouter
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import annotate, export, presets, stages
+from mose_ros.training import annotate, export, graphs, parity, presets, stages, weights
 from mose_ros.training.batches import validation_keys
 from mose_ros.training.config import override
 from mose_ros.training.index import Index
@@ -74,7 +75,7 @@ def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
         num_steps=2,
         max_new_tokens=4,
     )
-    moments = export.fake_moments(config.cameras, count=3)
+    moments = parity.fake_moments(config.cameras, count=3)
 
     export.export(driver, tmp_path / 'bundle', bundling, moments=moments)
 
@@ -85,17 +86,17 @@ def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
     assert found['logits_max_abs'] < 1e-4 and found['trajectory_max_m'] < 1e-4
     assert found['text_equal'] and found['views_equal'] and found['skills_equal']
     assert found['experts_reached'] == found['experts_total'] == 3 + 1
-    views = export.ViewRouter(tmp_path / 'bundle').select(
+    views = ViewRouter(tmp_path / 'bundle').select(
         0.0, moments[0].images, moments[0].ego, moments[0].guidance
     )
     assert views.names == ('front',)
 
-    changed = export.rounded(driver).eval()
+    changed = weights.rounded(driver).eval()
     with torch.no_grad():
         for name, weight in changed.named_parameters():
             if 'layers.2.mlp.experts' in name:
                 weight.mul_(1.5)
-    assert export.parity(changed, tmp_path / 'bundle', moments)['logits_max_abs'] > 1e-3
+    assert parity.parity(changed, tmp_path / 'bundle', moments)['logits_max_abs'] > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -104,11 +105,11 @@ def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
 )
 def test_graphs_of_baselines_do_what_their_networks_do(tmp_path, variants, graph, output):
     _, driver = make(tmp_path, variants)
-    inputs = export.example_inputs(driver)[graph]
+    inputs = graphs.example_inputs(driver)[graph]
     path = tmp_path / 'graph.onnx'
-    path.write_bytes(export.trace(driver, graph).SerializeToString())
+    path.write_bytes(graphs.trace(driver, graph).SerializeToString())
     exported = session.open_session(path, threads=1)
-    part = export._PARTS[graph](driver)
+    part = graphs.PARTS[graph](driver)
     place = part.outputs().index(output)
     answers = []
     for sign in (1, -1):

@@ -16,7 +16,7 @@ from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.engine import session
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import export
+from mose_ros.training import export, graphs, parity, weights
 
 LEVELS = {  # few, as each expert costs seconds to export
     'perception': {'general': '', 'vehicle': '', 'vulnerable_road_user': ''},
@@ -79,19 +79,19 @@ def test_the_manifest_tells_what_was_found(made):
 
 def test_another_network_is_told_from_this_one(made):
     driver, folder, _ = made
-    changed = export.rounded(driver).eval()
-    assert export.parity(changed, folder)['logits_max_abs'] < 1e-4
+    changed = weights.rounded(driver).eval()
+    assert parity.parity(changed, folder)['logits_max_abs'] < 1e-4
     with torch.no_grad():
         changed.vlm.model.language_model.layers[3].mlp.experts[2].down_proj.weight.mul_(2)
-    found = export.parity(changed, folder)
+    found = parity.parity(changed, folder)
     assert found['experts_reached'] < found['experts_total']
     with pytest.raises(ValueError, match='of 8 experts reached'):
-        export._judge(found)
+        parity.judge(found)
 
 
 def test_each_weight_lies_once_and_in_half(made):
     driver, folder, _ = made
-    size = (folder / export.WEIGHTS).stat().st_size
+    size = (folder / weights.WEIGHTS).stat().st_size
     numbers = sum(p.numel() for p in driver.parameters())
     # float16, the view router in float32, the head once more (transposed for its product)
     assert size < 1.1 * (2 * numbers + 2 * 49_000 + 2 * driver.vlm.lm_head.weight.numel())
@@ -106,7 +106,7 @@ def test_each_weight_lies_once_and_in_half(made):
             field = {one.key: one.value for one in tensor.external_data}
             if field:
                 chunks.add((int(field['offset']), int(field['length'])))
-    data = (folder / export.WEIGHTS).read_bytes()
+    data = (folder / weights.WEIGHTS).read_bytes()
     contents = [hashlib.sha256(data[start : start + length]).digest() for start, length in chunks]
     assert len(set(contents)) == len(contents)
 
@@ -126,7 +126,7 @@ def test_the_vision_graph_takes_any_number_of_views(made, views):
     vision = session.open_session(folder / 'vision.onnx', threads=1)
     patches = driver.config.fake_batch(1, views=views).patches[0]
     with torch.no_grad():
-        want = export.rounded(driver).vlm.see(patches)[1].numpy()
+        want = weights.rounded(driver).vlm.see(patches)[1].numpy()
     got = vision.run({'patches': patches.numpy()})['embeds']
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert not np.allclose(got[:1], vision.run({'patches': -patches.numpy()})['embeds'][:1])
@@ -145,15 +145,15 @@ def test_expert_groups_survive_the_export(tmp_path):
     with torch.no_grad():
         for weight in driver.vlm.model.language_model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
-    inputs = export.example_inputs(driver)['prefill']
+    inputs = graphs.example_inputs(driver)['prefill']
     path = tmp_path / 'prefill.onnx'
-    path.write_bytes(export.trace(driver, 'prefill').SerializeToString())
+    path.write_bytes(graphs.trace(driver, 'prefill').SerializeToString())
     graph = session.open_session(path, threads=1)
     answers = []
     for skill in (0, 1):
         inputs['skill_override'] = torch.tensor([skill])
         with torch.no_grad():
-            want = export._Prefill(driver)(*inputs.values())[0]
+            want = graphs.Prefill(driver)(*inputs.values())[0]
         got = graph.run({name: value.numpy() for name, value in inputs.items()})['logits']
         np.testing.assert_allclose(got, want.numpy(), atol=1e-4)
         answers.append(got)
@@ -161,7 +161,7 @@ def test_expert_groups_survive_the_export(tmp_path):
     for group in (mixture.image_experts, mixture.experts):
         with torch.no_grad():
             group[1].down_proj.weight.mul_(3)
-            changed = export._Prefill(driver)(*inputs.values())[0].numpy()
+            changed = graphs.Prefill(driver)(*inputs.values())[0].numpy()
         assert not np.allclose(changed, answers[1], atol=1e-3)
         answers[1] = changed
 

@@ -1,0 +1,88 @@
+"""The one file of weights that the graphs of a bundle share: each content lies in it once.
+
+With float16 storage the weights are rounded first (not the routers'), and every tensor that float16 holds without loss is stored as
+such with a Cast to float32 behind it, which a runtime folds when it loads.
+"""
+
+import hashlib
+from copy import deepcopy
+from typing import BinaryIO
+
+import numpy as np
+import onnx
+import torch
+from onnx import helper, numpy_helper
+
+from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training.graphs import subgraphs
+
+WEIGHTS = 'weights.bin'
+ALIGNMENT = 64  # bytes; of each tensor in weights.bin
+INLINE = 64  # numbers; smaller tensors stay in their graph
+
+
+class Weights:
+    """weights.bin while it is written: each content once."""
+
+    def __init__(self, file: BinaryIO, halve: bool):
+        self._file, self._halve = file, halve
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def take(self, model: onnx.ModelProto) -> None:
+        """Move the larger weights of a model, also those inside its conditions, into the file."""
+        for graph in subgraphs(model.graph):
+            casts = []
+            for tensor in graph.initializer:
+                array = numpy_helper.to_array(tensor)
+                if array.size < INLINE:
+                    continue
+                if self._halve and _fits_half(array):
+                    array = array.astype(np.float16)
+                    name = f'{tensor.name}.float16'
+                    casts.append(
+                        helper.make_node('Cast', [name], [tensor.name], to=onnx.TensorProto.FLOAT)
+                    )
+                else:
+                    name = tensor.name
+                self._refer(tensor, name, array)
+            nodes = list(graph.node)
+            del graph.node[:]
+            graph.node.extend([*casts, *nodes])
+
+    def _refer(self, tensor: onnx.TensorProto, name: str, array: np.ndarray) -> None:
+        data = np.ascontiguousarray(array).tobytes()
+        key = hashlib.sha256(data).hexdigest()
+        if key not in self._places:
+            self._file.write(b'\0' * (-self._file.tell() % ALIGNMENT))
+            self._places[key] = (self._file.tell(), len(data))
+            self._file.write(data)
+        offset, length = self._places[key]
+        tensor.CopyFrom(
+            onnx.TensorProto(
+                name=name,
+                dims=array.shape,
+                data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+                data_location=onnx.TensorProto.EXTERNAL,
+            )
+        )
+        for field, value in (('location', WEIGHTS), ('offset', offset), ('length', length)):
+            tensor.external_data.add(key=field, value=str(value))
+
+
+def _fits_half(array: np.ndarray) -> bool:
+    if array.dtype != np.float32:
+        return False
+    with np.errstate(over='ignore'):
+        return bool((array.astype(np.float16).astype(np.float32) == array).all())
+
+
+def rounded(driver: MoseDriver) -> MoseDriver:
+    """Return a copy whose weights are numbers of float16; routers keep theirs, where ties decide."""
+    driver = deepcopy(driver)
+    with torch.no_grad():
+        for name, weight in driver.named_parameters():
+            if 'router' not in name:
+                weight.copy_(weight.half())
+                if not weight.isfinite().all():
+                    raise ValueError(f'{name} is too large for float16; export with float32')
+    return driver
