@@ -10,7 +10,7 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from mose_ros.training.samples import Samples
 from mose_ros.training.validation import evaluate
 
 _LOG = logging.getLogger(__name__)
+SAME_SECONDS = 2.0  # interrupts that follow one another this quickly are one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,40 @@ class Limits:
 
 class Stopped(Exception):
     """A stage ended before its last step, with a checkpoint to go on from."""
+
+
+class _Leaving(Exception):
+    """A validation was left because the process is to leave."""
+
+
+@contextlib.contextmanager
+def _asked_to_leave(ask: Callable[[], None]) -> Iterator[None]:
+    """Call `ask` at an interrupt or a termination instead of ending; an interrupt that comes later again ends at once.
+
+    Launchers hand on what the terminal or `timeout` has already sent to all, and torchrun terminates a second time when it is
+    told so a second time: none of that is impatience, for which there is also SIGKILL.
+    """
+    asked = math.inf
+
+    def handle(number, frame):
+        nonlocal asked
+        now = time.monotonic()
+        if number == signal.SIGINT and now > asked + SAME_SECONDS:
+            raise KeyboardInterrupt
+        asked = min(asked, now)
+        ask()
+
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handle)
+    except ValueError:
+        pass  # not the main thread: signals are not ours
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Loop:
@@ -77,9 +112,8 @@ class Loop:
         self.learner = Learner(driver, self.stage, self.accelerator)
         self.journal = Journal(folder, self.accelerator)
         self.step, self.seconds = 0, 0.0
-        self.asked = self.leaving = (
-            False  # asked: this process; leaving: all of them, after this step
-        )
+        self.validated = 0  # the last step that was judged
+        self.asked = False  # this process to leave; all do so before the next step
 
     def run(self, identity: Mapping[str, Any]) -> None:
         """Train to the end; `identity` goes into the checkpoints."""
@@ -94,32 +128,32 @@ class Loop:
             disable=not (self.limits.bar and self.leads),
         )
         try:
-            with self._asked_to_leave():
+            with _asked_to_leave(self._ask):
+                self._validate_if_due()  # again, where a stop came in between
                 while self.step < stage.steps and self.seconds < 60 * self.limits.max_minutes:
                     shown = self._train_step(loader, time.monotonic() - begun)
+                    if shown is None:
+                        self._save(identity)
+                        _LOG.warning('stopped after step %d; the same command goes on', self.step)
+                        raise KeyboardInterrupt
                     self.step += 1
                     progress.update()
                     if self.step % stage.log_every == 0:
                         progress.set_postfix(self._log(shown))
-                    if self.step % stage.validate_every == 0 or self.step == stage.steps:
-                        self.journal.write(
-                            self.step, self.seconds, {'validation': self.validate()}
-                        )
+                    self._validate_if_due()
                     minutes = (self.seconds - saved) / 60
                     due = minutes > stage.checkpoint_minutes
-                    stops = self.leaving or self.step == self.limits.stop_at
+                    stops = self.step == self.limits.stop_at
                     if due or stops or self.step % stage.checkpoint_every == 0:
                         self._save(identity)
                         saved = self.seconds
-                    if self.leaving:
-                        _LOG.warning('stopped after step %d; the same command goes on', self.step)
-                        raise KeyboardInterrupt
                     if stops:
                         raise Stopped(f'{self.name} stopped after step {self.step}')
         finally:
             loader.close()
             progress.close()
             self.journal.close()
+        self.asked = False  # what is left is the end
         self.journal.gather()
 
     def _loader(self) -> Iterator[Loaded]:
@@ -139,33 +173,19 @@ class Loop:
         mine = together.deal(batches, parts, self.accelerator.process_index, processes)
         return load(self.samples, mine, self.training.data.workers)
 
-    @contextlib.contextmanager
-    def _asked_to_leave(self) -> Iterator[None]:
-        """Let the first interrupt or termination end the loop after a whole step, with a checkpoint; the second, at once."""
+    def _ask(self) -> None:
+        self.asked = True
 
-        def ask(number, frame):
-            self.asked = True
-            signal.signal(number, before[number])
-
-        before = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, ask)
-        except ValueError:
-            pass  # not the main thread: signals are not ours
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _train_step(self, loader: Iterator[Loaded], seconds: float) -> dict[str, float]:
+    def _train_step(self, loader: Iterator[Loaded], seconds: float) -> dict[str, float] | None:
+        """Learn from a batch and return what to show of it; None, and nothing is learned, where a process is to leave."""
         stage, model = self.stage, self.learner.model
         loaded = [next(loader) for _ in range(stage.accumulate)]
-        self.journal.corrupt.update(name for one in loaded for name in one.corrupt)
         parts = [one.batch.to(self.device) for one in loaded]
         agreed = together.agree(self.accelerator, parts, seconds, self.asked)
-        self.seconds, self.leaving = agreed.seconds, agreed.leaving
+        if agreed.leaving:
+            return None
+        self.seconds = agreed.seconds
+        self.journal.corrupt.update(name for one in loaded for name in one.corrupt)
         noise = stage.seed * 1_000_003 + self.step  # of what a batch does not bring
         torch.manual_seed(noise + (self.accelerator.process_index << 40))
         model.train()
@@ -207,6 +227,17 @@ class Loop:
         self.journal.write(self.step, self.seconds, line)
         return {name: f'{value:.3f}' for name, value in means.items() if name != 'gradient'}
 
+    def _validate_if_due(self) -> None:
+        """Judge and tell, where this step is one for that; a process that is to leave has no time for it."""
+        due = self.step % self.stage.validate_every == 0 or self.step == self.stage.steps
+        if not due or self.validated == self.step:
+            return
+        try:
+            self.journal.write(self.step, self.seconds, {'validation': self.validate()})
+            self.validated = self.step
+        except _Leaving:
+            _LOG.warning('left the validation after step %d for later', self.step)
+
     def validate(self) -> dict[str, float]:
         """Return mean losses, accuracies and the trajectory's error in metres on the validation clips."""
         if not self.leads:
@@ -219,12 +250,15 @@ class Loop:
 
     def _whole(self, keys) -> Iterator[Batch]:
         for loaded in load(self.samples, keys, 0):
+            if self.asked:
+                raise _Leaving
             self.journal.corrupt.update(loaded.corrupt)
             yield loaded.batch
 
     def _save(self, identity: Mapping[str, Any]) -> None:
         self.journal.gather()
-        state = {'seconds': self.seconds, **self.journal.state(), 'identity': identity}
+        state = {'seconds': self.seconds, 'validated': self.validated, 'identity': identity}
+        state |= self.journal.state()
         checkpoints.save(self.folder, self.step, self.learner, state, self.accelerator)
 
     def resume(self, checkpoint: Path | None) -> None:
@@ -233,6 +267,7 @@ class Loop:
             state = checkpoints.read_state(checkpoint)
             self.learner.load(checkpoint)
             self.step, self.seconds = state['step'], state['seconds']
+            self.validated = state.get('validated', self.step)  # an older one does not say
             if self.leads:
                 self.journal.restore(state)
         if self.leads:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -49,6 +50,20 @@ def quiet(**limits):
     return stages.Limits(bar=False, **limits)
 
 
+def launch(launcher, work, data, *settings):
+    """Start the first stage in two processes; they are the group of what is returned."""
+    settings = [*(f'losses.{name}={weight}' for name, weight in WEIGHTS.items()), *settings]
+    verb = ['-m', 'mose_ros.training', 'router', '--preset', 'nano', '--quiet']
+    verb += ['--work', str(work), '--data', str(data), '--set', 'router.batch_size=8']
+    verb += [word for setting in settings for word in ('--set', f'router.{setting}')]
+    return subprocess.Popen(
+        [sys.executable, '-m', *LAUNCHERS[launcher], *verb],
+        cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+        start_new_session=True,
+    )
+
+
 @pytest.mark.parametrize('launcher', LAUNCHERS)
 def test_two_processes_move_as_one(launcher, run, tmp_path):
     training, data = run
@@ -57,18 +72,8 @@ def test_two_processes_move_as_one(launcher, run, tmp_path):
     if launcher == 'torchrun':  # a checkpoint does not know how many processes go on with it
         with pytest.raises(loop.Stopped):
             stages.train('router', training, data, shared, limits=quiet(stop_at=1))
-    settings = [f'router.losses.{name}={weight}' for name, weight in WEIGHTS.items()]
-    settings += ['router.steps=3', 'router.batch_size=8', 'router.validate_every=9']
-    verb = ['-m', 'mose_ros.training', 'router', '--preset', 'nano', '--quiet']
-    verb += ['--work', str(shared.parent), '--data', str(data)]
-    verb += [word for setting in settings for word in ('--set', setting)]
-    subprocess.run(
-        [sys.executable, '-m', *LAUNCHERS[launcher], *verb],
-        cwd=ROOT,
-        env=os.environ | {'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
-        check=True,
-        timeout=240,
-    )
+    started = launch(launcher, shared.parent, data, 'steps=3', 'validate_every=9')
+    assert started.wait(timeout=240) == 0
     alone, both = losses(tmp_path / 'alone'), losses(shared)
     for name in alone:  # Adam makes much of the last bits of a gradient that is nearly 0
         assert both[name][0] == pytest.approx(alone[name][0], rel=1e-5), name
@@ -107,6 +112,51 @@ def test_accumulating_changes_nothing(run, tmp_path):
     assert cut['gradient'][0] == pytest.approx(whole['gradient'][0], rel=1e-4)
 
 
+def terminate_twice(started):
+    """As `timeout torchrun ...` does: it tells its child, then the whole group, which the child is in."""
+    started.terminate()
+    time.sleep(0.05)
+    started.terminate()
+
+
+def interrupt(started):
+    """As a terminal does at Ctrl-C."""
+    os.killpg(started.pid, signal.SIGINT)
+
+
+def test_two_processes_that_are_stopped_lose_nothing(drawn, tmp_path):
+    _, data = drawn
+    settings = ['steps=24', 'checkpoint_every=99', 'validate_every=99', 'validate_samples=4']
+    assert launch('torchrun', tmp_path / 'straight', data, *settings).wait(timeout=240) == 0
+    folder, done = tmp_path / 'left' / 'router', 0
+    for stop in (terminate_twice, interrupt):
+        started = launch('torchrun', tmp_path / 'left', data, *settings)
+        until(lambda: steps(folder) > done + 2, started)  # noqa: B023
+        stop(started)
+        assert started.wait(timeout=60) != 0
+        done = steps(folder)
+        assert checkpoints.newest(folder).name == f'{checkpoints.CHECKPOINT}{done:07d}'
+        assert done < 24
+    assert launch('torchrun', tmp_path / 'left', data, *settings).wait(timeout=240) == 0
+    assert steps(folder) == 24
+    assert losses(folder) == losses(tmp_path / 'straight' / 'router')
+
+
+def steps(folder):
+    """Return the last step that the stage told of."""
+    path = folder / journal.METRICS
+    lines = path.read_text(encoding='utf-8').splitlines() if path.is_file() else []
+    return json.loads(lines[-1])['step'] if lines else 0
+
+
+def until(true, started):
+    end = time.monotonic() + 120
+    while not true():
+        assert started.poll() is None, 'it ended by itself'
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_an_interrupt_ends_after_a_whole_step(run, tmp_path, monkeypatch):
     training, data = run
     log = loop.Loop._log
@@ -120,7 +170,7 @@ def test_an_interrupt_ends_after_a_whole_step(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.Loop, '_log', interrupt)
     with pytest.raises(KeyboardInterrupt):
         stages.train('router', training, data, tmp_path / 'left', limits=quiet())
-    assert list((tmp_path / 'left').glob(f'{checkpoints.CHECKPOINT}0000002'))
+    assert checkpoints.newest(tmp_path / 'left').name == f'{checkpoints.CHECKPOINT}0000001'
     stages.train('router', training, data, tmp_path / 'left', limits=quiet())
     assert losses(tmp_path / 'left') == losses(tmp_path / 'straight')
     board = EventAccumulator(str(tmp_path / 'left' / 'tensorboard')).Reload()
