@@ -316,6 +316,32 @@ PRESETS = {
         mose=MoseConfig(layers=((1,), (3,), (5,))),
         action=ActionConfig(width=128, ffn=256),
     ),
+    # A tiny of half the width: what the tables of `training ablate` train many of. It sees what tiny sees.
+    'mini': DriverConfig(
+        name='mini',
+        vision=VisionConfig(
+            view_width=256,
+            view_height=128,
+            patch=16,
+            width=64,
+            depth=3,
+            heads=2,
+            activation='silu',
+        ),
+        decoder=DecoderConfig(
+            width=96,
+            layers=6,
+            heads=3,
+            kv_heads=1,
+            ffn=192,
+            mrope_section=(4, 6, 6),
+            rope_theta=1e4,
+            initializer_range=0.05,
+        ),
+        mose=MoseConfig(layers=((1,), (3,), (5,))),
+        glance=GlanceConfig(width=64, height=32, channels=(16, 24, 32), hidden=32),
+        action=ActionConfig(width=64, ffn=128),
+    ),
     'nano': DriverConfig(
         name='nano',
         vision=VisionConfig(

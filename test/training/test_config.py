@@ -41,8 +41,15 @@ def test_a_wrong_setting_is_refused_with_a_hint(setting, says):
         config.override(presets.preset('nano'), [setting])
 
 
+def test_mini_is_a_smaller_tiny_that_sees_the_same():
+    tiny, mini = (presets.preset(name).model for name in ('tiny', 'mini'))
+    assert (mini.vision.grid, mini.vision.patch) == (tiny.vision.grid, tiny.vision.patch)
+    assert mini.mose.layers == tiny.mose.layers
+    assert mini.decoder.width < tiny.decoder.width
+
+
 def test_an_unknown_preset_names_the_known_ones():
-    with pytest.raises(ValueError, match='tiny, nano'):
+    with pytest.raises(ValueError, match='tiny, mini, nano'):
         presets.preset('huge')
 
 
