@@ -14,8 +14,9 @@ the first that holds decides (sources: DriveMoE's scenario table and camera rule
 | merging         | the route asks for a lane change that is not done yet                                            |
 | normal          | nothing of that; the target is then who cuts in or drives ahead (nearer than 6 m + 2.5 s), an obstacle or a light within 40 m |
 
-`general` of planning is for moments without a plan. Camera: the one that faces a siren; the rear side of the lane that is to be
-joined or, where that lane comes towards us, its front side; the front side from
+`general` of planning is for moments without a plan. Camera: the one that faces a siren; the one that sees best who comes
+from behind in the lane that is to be joined, else its rear side, or the rear where a parking place is left and nobody comes; of a
+lane that an obstacle is passed on, the rear side or, where it comes towards us, its front side; the front side from
 which somebody crosses to whom we give way; the one that sees somebody who steps or cuts in best, if it isn't the front; in a turn the front side towards the exit; else `back`.
 """
 
@@ -159,10 +160,8 @@ def _prediction(moment: Moment, planning: str, target: Sighting | None) -> tuple
 def _camera(moment: Moment, planning: str, target: Sighting | None, motion: str, side: str) -> str:
     if target is not None and target is moment.siren:
         return _best(target)
-    if planning == 'parking_exit':
-        return 'back_left' if moment.offset < 0 else 'back_right'
-    if planning == 'merging':
-        return 'back_left' if moment.offset < 0 else 'back_right'
+    if planning in ('parking_exit', 'merging'):
+        return _joining_camera(moment, planning, target)
     if planning == 'overtaking':
         return _overtaking_camera(moment, target)
     if planning == 'give_way' and motion == 'crosses':
@@ -177,6 +176,19 @@ def _camera(moment: Moment, planning: str, target: Sighting | None, motion: str,
 def _best(target: Sighting) -> str:
     seen = [name for name in target.cameras if name in CAMERAS]
     return seen[0] if target.cameras[:1] != ('front',) and seen else DEFAULT_CAMERA
+
+
+def _joining_camera(moment: Moment, planning: str, target: Sighting | None) -> str:
+    """Return who shows the lane that is to be joined.
+
+    The published rule is the rear side alone. On the published rig that sees 5 m back and no further: whoever comes from
+    behind is seen by the rear camera first, and who leaves a parking place at rest has to know that nobody does.
+    """
+    if target is not None and target.x < 0:
+        return _best(target)
+    if planning == 'parking_exit' and target is None:
+        return 'back'
+    return 'back_left' if moment.offset < 0 else 'back_right'
 
 
 def _overtaking_camera(moment: Moment, target: Sighting) -> str:

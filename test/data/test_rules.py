@@ -154,9 +154,30 @@ def test_lane_changes_and_parking_places_look_back():
     leaving = label(scene(behind, way=way, y=-3.0, speed=0.0, family='parking_exit'), plan(0.0))
 
     assert chain(merging) == ('vehicle', 'approaching', 'merging')
-    assert (merging.camera, merging.action) == ('back_left', 'change_left')
+    assert (merging.camera, merging.action) == ('back', 'change_left')
     assert chain(leaving) == ('vehicle', 'approaching', 'parking_exit')
-    assert (leaving.camera, leaving.action) == ('back_left', 'wait')
+    assert (leaving.camera, leaving.action) == ('back', 'wait')
+
+
+@pytest.mark.parametrize(
+    ('family', 'behind', 'camera'),
+    [
+        ('merging', -12, 'back'),
+        ('merging', -2, 'back_left'),  # the rear camera doesn't see it any more
+        ('merging', None, 'back_left'),  # the published rule
+        ('parking_exit', -12, 'back'),
+        ('parking_exit', -2, 'back_left'),
+        ('parking_exit', None, 'back'),  # the rear side would show no lane further back than 5 m
+    ],
+)
+def test_a_lane_is_joined_after_a_look_at_who_comes_in_it(family, behind, camera):
+    way = corridor(lanes_left=1, command=Command.LANE_LEFT)
+    others = [] if behind is None else [actor('vehicle', behind, 0, velocity=(8, 0))]
+    speed = 0.0 if family == 'parking_exit' else 7.0
+
+    labels = label(scene(*others, way=way, y=-3.3, speed=speed, family=family), plan(speed))
+
+    assert labels.camera == camera
 
 
 def test_a_turn_looks_towards_its_exit():
