@@ -19,6 +19,7 @@ from mose_ros.core.vision import HISTORIES
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
 TOKENIZER = 'tokenizer.json'
+PRECISIONS = ('float32', 'float16')
 GRAPHS = ('view_router', 'vision', 'prefill', 'decode', 'action')
 
 
@@ -69,7 +70,9 @@ class Manifest:
     proprio_high: Sequence[float]
     history: str = 'all'  # views that show their past: 'all', 'fixed' or 'none'
     # provenance
-    precision: str = 'float32'  # what the graphs compute in
+    precision: str = (
+        'float32'  # what the graphs' products compute in, and what passes from graph to graph
+    )
     storage: str = 'float32'  # what weights.bin holds
     training: Mapping[str, Any] = field(
         default_factory=dict
@@ -146,6 +149,8 @@ class Manifest:
             'proprio_low, proprio_high': _are_bounds(
                 self.proprio_low, self.proprio_high, (len(self.proprio),)
             ),
+            'precision': self.precision in PRECISIONS,
+            'storage': self.storage in PRECISIONS,
             'files': all(type(value) is str for value in self.files.values()),
         }
         broken = [name for name, holds in rules.items() if not holds]

@@ -73,11 +73,15 @@ def contract(manifest: Manifest) -> Mapping[str, tuple[Mapping[str, Port], Mappi
     m = manifest
     patches, pixels = m.tokens_per_view * m.merge**2, 3 * m.view_frames * m.patch**2
     count, levels, proprio = len(m.cameras), len(m.levels), _f32(1, len(m.proprio))
-    embeds, positions = _f32(None, m.tokens_per_view, m.width), _i64(3, 1, None)
+    carried = np.dtype(
+        m.precision
+    )  # of what passes from graph to graph; at the borders all is float32
+    embeds, positions = Port(carried, (None, m.tokens_per_view, m.width)), _i64(3, 1, None)
     action = _f32(1, m.horizon, 2)
 
     def cache(tokens, *names):
-        return dict.fromkeys(names, _f32(m.num_layers, 1, m.num_kv_heads, tokens, m.head_dim))
+        port = Port(carried, (m.num_layers, 1, m.num_kv_heads, tokens, m.head_dim))
+        return dict.fromkeys(names, port)
 
     past = cache(None, 'past_k', 'past_v')
     level_scores = {

@@ -61,6 +61,8 @@ def test_normalizers_have_the_bounds_of_the_fields():
         ('view_frames', 0),
         ('frame_gap', 0.0),
         ('history', 'front'),
+        ('precision', 'bfloat16'),
+        ('storage', 'float8'),
         ('std', [0.0, 1.0, 1.0]),
         ('mean', [0.5]),
         ('levels', {}),

@@ -21,6 +21,13 @@ DARK = 'perception : it is dark prediction : nothing moves planning : stop'
 BRIGHT = 'perception : the sun shines prediction : all goes on planning : drive'
 REACH = 50.0  # m: actions and the guidance's points are normalised by this
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
+CARRIED = (
+    'embeds',
+    'past_k',
+    'past_v',
+    'new_k',
+    'new_v',
+)  # from graph to graph, in the bundle's precision
 
 
 def make_manifest(**changes) -> Manifest:
@@ -118,12 +125,14 @@ def _without_special(text):
 class _Graph:
     """Nodes, constants and signatures of one graph, written as expressions."""
 
-    def __init__(self, name):
+    def __init__(self, name, manifest):
         self.name, self.nodes, self.constants, self.inputs, self.outputs = name, [], [], [], []
+        is_half = manifest.precision == 'float16'
+        self.narrow = dict.fromkeys(CARRIED, TensorProto.FLOAT16) if is_half else {}
 
     def input(self, name, kind, shape):
-        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
-        return name
+        self.inputs.append(helper.make_tensor_value_info(name, self.narrow.get(name, kind), shape))
+        return self('Cast', name, to=kind) if name in self.narrow else name
 
     def constant(self, value, dtype=np.float32):
         name = f'constant_{len(self.constants)}'
@@ -136,6 +145,9 @@ class _Graph:
         return name
 
     def output(self, name, value, kind, shape):
+        if name in self.narrow:
+            kind = self.narrow[name]
+            value = self('Cast', value, to=kind)
         self.nodes.append(helper.make_node('Identity', [value], [name]))
         self.outputs.append(helper.make_tensor_value_info(name, kind, shape))
 
@@ -158,7 +170,7 @@ class _Graph:
 
 
 def _view_router(manifest):
-    graph = _Graph('view_router')
+    graph = _Graph('view_router', manifest)
     count = len(manifest.cameras)
     shape = [count, 3, manifest.thumbnail_height, manifest.thumbnail_width]
     thumbnails = graph.input('thumbnails', FLOAT, shape)
@@ -170,7 +182,7 @@ def _view_router(manifest):
 
 
 def _vision(manifest):
-    graph = _Graph('vision')
+    graph = _Graph('vision', manifest)
     tokens, merged = manifest.tokens_per_view, manifest.merge**2
     size = 3 * manifest.view_frames * manifest.patch**2
     patches = graph.input('patches', FLOAT, ['V', merged * tokens, size])
@@ -191,7 +203,7 @@ def _answers():
 
 
 def _prefill(manifest):
-    graph = _Graph('prefill')
+    graph = _Graph('prefill', manifest)
     layers, _, heads, tokens, width = _cache_shape(manifest, 'T')
     graph.input('input_ids', INT, [1, tokens])
     embeds = graph.input('embeds', FLOAT, ['V', manifest.tokens_per_view, manifest.width])
@@ -222,7 +234,7 @@ def _prefill(manifest):
 
 
 def _decode(manifest):
-    graph = _Graph('decode')
+    graph = _Graph('decode', manifest)
     token = graph.input('input_ids', INT, [1, 1])
     positions = graph.input('position_ids', INT, [3, 1, 1])
     past_k = graph.input('past_k', FLOAT, _cache_shape(manifest, 'T'))
@@ -269,7 +281,7 @@ def _decode(manifest):
 
 
 def _action(manifest, gain):
-    graph = _Graph('action')
+    graph = _Graph('action', manifest)
     horizon, skills_ = manifest.horizon, manifest.action_skills
     noisy = graph.input('noisy', FLOAT, [1, horizon, 2])
     t = graph.input('t', FLOAT, [1])

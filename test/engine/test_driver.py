@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from engine import bundles
+from mose_ros.core.bundle import BundleError
 from mose_ros.core.types import Command, EgoState, Guidance, Views
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
@@ -68,6 +69,20 @@ def test_the_flow_arrives_whatever_the_number_of_steps(tmp_path, num_steps):
     driver = Driver(bundles.make_bundle(tmp_path / 'known', num_steps=num_steps), threads=1)
     plan = driver.plan(look(), EGO, AHEAD)
     np.testing.assert_allclose(plan.trajectory.xy[-1], AHEAD.near, atol=1e-4)
+
+
+def test_a_bundle_of_float16_carries_float16_and_answers_the_same(driver, tmp_path):
+    half = Driver(bundles.make_bundle(tmp_path / 'half', precision='float16'), threads=1)
+    for grey, text in ((DARK, bundles.DARK), (BRIGHT, bundles.BRIGHT)):
+        plan, want = (one.plan(look(grey), EGO, AHEAD) for one in (half, driver))
+        np.testing.assert_allclose(plan.trajectory.xy, want.trajectory.xy, atol=1e-3)
+        assert (plan.skills, plan.action_skill) == (want.skills, want.action_skill)
+        assert whole_text(half) == whole_text(driver) == text
+    assert half.thought.past_k.dtype == half.thought.past_v.dtype == np.float16
+    assert driver.thought.past_k.dtype == np.float32
+    bundles.make_manifest(precision='float32').save(tmp_path / 'half')
+    with pytest.raises(BundleError, match=r'embeds is float16 .*, not float32'):
+        Driver(tmp_path / 'half')
 
 
 def test_any_number_of_views_is_taken(driver):
