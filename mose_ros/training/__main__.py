@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--families', help=f'`all` or some of {",".join(FAMILIES)}')
     parser.add_argument(
         '--seeds',
-        help='of collect, as 0-399 (20000 and more are for evaluation); of ablate, as 0-2',
+        help='of collect, as 0-399 or 0-99;parking_exit:0-299 (20000 and more are for evaluation); of ablate, as 0-2',
     )
     parser.add_argument('--processes', type=int, help='of collect, annotate, ablate')
     parser.add_argument(
@@ -131,7 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--policy', default='', help='of collect: a bundle that drives (DAgger)')
     parser.add_argument('--round', type=int, default=0, help='DAgger round to collect or train')
-    parser.add_argument('--dagger-rounds', type=int, default=0, help='of all: rounds after export')
+    parser.add_argument(
+        '--dagger-rounds', type=int, help="of all: rounds after export (default: the preset's)"
+    )
     parser.add_argument(
         '--max-minutes', default='', help='of each stage, as 30 or router=10,sft=10,action=40'
     )
@@ -148,8 +150,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _resolve(options) -> Training:
+    if options.policy:
+        options.round = options.round or 1
     of_run = [one for one in options.settings if not one.startswith(skill_labels.SETTINGS)]
-    training = override(presets.preset(options.preset), of_run)
+    training = override(presets.preset(options.preset).of_round(options.round), of_run)
     changes = {}
     if options.families and options.families != 'all':
         changes['families'] = tuple(options.families.split(','))
@@ -158,7 +162,6 @@ def _resolve(options) -> Training:
             changes[name] = getattr(options, name)
     if options.policy:
         changes['policy'] = options.policy
-        options.round = options.round or 1
     changes['round'] = options.round
     return replace(training, collect=replace(training.collect, **changes))
 
@@ -357,12 +360,13 @@ class Run:
 
     def dagger(self) -> None:
         """Let the bundle drive, label what it met, train on, export; as many rounds as asked for."""
-        first = self.training.collect
-        for number in range(1, self.options.dagger_rounds + 1):
-            self.round = number
+        rounds = self.options.dagger_rounds
+        for number in range(1, 1 + (len(self.training.rounds) if rounds is None else rounds)):
             bundle = self.options.out or self.work / 'bundle'
-            config = replace(first, policy=str(bundle), round=number)
-            self.training = replace(self.training, collect=config)
+            asked = argparse.Namespace(
+                **{**vars(self.options), 'round': number, 'policy': str(bundle)}
+            )
+            self.round, self.training = number, _resolve(asked)
             for verb in ('collect', 'annotate', 'action', 'export'):
                 getattr(self, verb)()
 

@@ -20,7 +20,7 @@ from mose_ros.core.types import FAMILIES, Observation, Policy, Scene, VehicleCom
 from mose_ros.data.clips import ClipWriter
 from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
-from mose_ros.training.config import Collect, parse_seeds, write_json
+from mose_ros.training.config import Collect, seeds_of, write_json
 from mose_ros.training.workers import fan_out
 
 _LOG = logging.getLogger(__name__)
@@ -67,13 +67,13 @@ def jobs(config: Collect) -> list[Job]:
     if unknown:
         raise ValueError(f'no family {", ".join(unknown)}; known: {", ".join(FAMILIES)}')
     found = []
-    for seed in parse_seeds(config.seeds):
-        for family in config.families:
+    for family in config.families:
+        for seed in seeds_of(config.seeds, family):
             job = Job(family=family, seed=seed, backend='egl', round=config.round)
             if job.generator(0).random() < config.software_share:
                 job = replace(job, backend='tiny')
             found.append(job)
-    return found
+    return sorted(found, key=lambda job: job.seed)
 
 
 def collect(

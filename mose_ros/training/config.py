@@ -26,7 +26,7 @@ class Collect:
     """How driving is recorded: which episodes, how the car is disturbed, what is stored."""
 
     families: tuple[str, ...] = FAMILIES
-    seeds: str = '0-399'  # `0-399`, `7`, or `0-9,20-29`; all below EVALUATION_SEEDS
+    seeds: str = '0-399'  # see `seeds_of`; all below EVALUATION_SEEDS
     processes: int = 2
     stride: int = 2  # every n-th step of 0.1 s is stored
     max_seconds: float = 90.0  # of driving; an episode that takes longer is cut
@@ -173,6 +173,24 @@ def parse_seeds(text: str) -> tuple[int, ...]:
             f'seeds {text!r}: from {EVALUATION_SEEDS} on they are kept for evaluation; take lower ones'
         )
     return tuple(seeds)
+
+
+def seeds_of(text: str, family: str) -> tuple[int, ...]:
+    """Return a family's seeds of `0-99;parking_exit:0-299`: its own, or those that name no family; none where there are none.
+
+    ValueError as of `parse_seeds`, and for a family that is not known or named twice.
+    """
+    named: dict[str, str] = {}
+    for part in filter(None, (part.strip() for part in text.split(';'))):
+        name, colon, seeds = part.rpartition(':')
+        name = name.strip()
+        if name in named or (colon and name not in FAMILIES):
+            raise ValueError(f'seeds {text!r}: {name or "all"!r} is named twice or unknown')
+        named[name] = seeds
+    if not named:
+        raise ValueError(f'seeds {text!r}: none are named; as `0-99` or `0-99;normal:0-29`')
+    found = {name: parse_seeds(seeds) for name, seeds in named.items()}
+    return found.get(family, found.get('', ()))
 
 
 def write_json(path: str | Path, value: Any) -> None:

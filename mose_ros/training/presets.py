@@ -61,6 +61,13 @@ class Training:
     router: Stage = field(default_factory=lambda: Stage(skill_labels=SKILL_LABELS))
     sft: Stage = field(default_factory=Stage)
     action: Stage = field(default_factory=Stage)
+    rounds: tuple[tuple[str, ...], ...] = ()  # of DAgger: the settings that each changes
+
+    def of_round(self, number: int) -> 'Training':
+        """Return the run of a DAgger round: this one with that round's settings; 0 is this one."""
+        if number > len(self.rounds) or not number:
+            return self
+        return override(self, self.rounds[number - 1])
 
 
 def _tiny() -> Training:

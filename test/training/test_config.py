@@ -1,8 +1,10 @@
 """Settings: changed from the command line, compared, refused where they make no sense."""
 
+from dataclasses import replace
+
 import pytest
 
-from mose_ros.training import config, presets
+from mose_ros.training import collect, config, presets
 
 
 def test_a_setting_changes_one_field_and_keeps_its_type():
@@ -61,6 +63,31 @@ def test_seeds_are_ranges_and_lists():
 def test_malformed_seeds_are_refused(text):
     with pytest.raises(ValueError, match='seeds'):
         config.parse_seeds(text)
+
+
+def test_a_family_may_have_seeds_of_its_own():
+    text = '0-2; parking_exit: 5,8-9'
+    assert config.seeds_of(text, 'normal') == (0, 1, 2)
+    assert config.seeds_of(text, 'parking_exit') == (5, 8, 9)
+    assert config.seeds_of('merging:4', 'normal') == ()
+    jobs = collect.jobs(config.Collect(families=('normal', 'parking_exit'), seeds='0-1;normal:7'))
+    assert [job.name for job in jobs] == [
+        'parking_exit_00000', 'parking_exit_00001', 'normal_00007',
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize('text', ['0-2;1', 'flying:3', ';', 'normal:20000', 'normal:'])
+def test_seeds_of_families_are_checked(text):
+    with pytest.raises(ValueError, match='seeds'):
+        config.seeds_of(text, 'normal')
+
+
+def test_a_dagger_round_changes_what_the_preset_says():
+    nano = replace(presets.preset('nano'), rounds=(('collect.seeds=8-9',), ('action.steps=7',)))
+    assert nano.of_round(0) == nano
+    assert nano.of_round(1).collect.seeds == '8-9'
+    assert nano.of_round(2).action.steps == 7 != nano.of_round(1).action.steps
+    assert nano.of_round(3) == nano  # what is not said stays
 
 
 def test_evaluation_seeds_are_never_trained_on():
