@@ -226,6 +226,7 @@ def _ablate(options) -> None:
             families=options.families or 'all',
             routes=options.routes,
             processes=options.processes or 1,
+            collects=options.data is None,
             bar=not options.quiet,
         )
     )

@@ -98,8 +98,9 @@ class Cell:
 class Ablation:
     """A table to be made.
 
-    settings: of all cells. routes: seeds that are driven in closed loop. frames: of the judgement of language, from clips that
-    the expert drives for it alone. only: the rows to make; all by default.
+    settings: of all cells. collects: whether the preset's clips are recorded and labelled first. routes: seeds that are driven
+    in closed loop. frames: of the judgement of language, from clips that the expert drives for it alone. only: the rows to make;
+    all by default.
     """
 
     table: str
@@ -115,6 +116,7 @@ class Ablation:
     held_seeds: str = '19900-19903'  # of the clips that language is judged on
     frames: int = 420
     processes: int = 1  # cells at once, of one thread each
+    collects: bool = False
     bar: bool = True
     known: Table = field(init=False)
 
@@ -188,6 +190,8 @@ def ablate(ablation: Ablation) -> Path:
     """
     cells = ablation.cells()
     ablation.folder.mkdir(parents=True, exist_ok=True)
+    if ablation.collects:
+        _record_data(ablation)
     if ablation.table == 'language':
         _record_held(ablation)
     missing = [cell for cell in cells if cell.result() is None]
@@ -204,6 +208,15 @@ def ablate(ablation: Ablation) -> Path:
             for future in futures:
                 future.cancel()
     return write(ablation, cells)
+
+
+def _record_data(ablation: Ablation) -> None:
+    common = ['--preset', ablation.preset, '--data', str(ablation.data), '--quiet']
+    common += ['--families', ablation.families, '--processes', str(ablation.processes)]
+    for change in ablation.settings:
+        common += ['--set', change]
+    for verb in ('collect', 'annotate'):
+        _run(['mose_ros.training', verb, *common], ablation.work / LOG, alone=True)
 
 
 def _record_held(ablation: Ablation) -> None:

@@ -78,6 +78,18 @@ def test_what_is_made_is_kept_until_its_commands_change(typed, tmp_path):
     assert sum('sft.steps=3' in command for command in typed[before:]) == 6  # 2 cells, 3 commands
 
 
+def test_a_table_can_record_its_own_clips(typed, tmp_path):
+    few = {'shares': (1.0,), 'seeds': (0,), 'settings': ('collect.seeds=3',)}
+    ablate.ablate(language(tmp_path, **few))
+    assert [command[1] for command in typed].count('annotate') == 0
+    ablate.ablate(language(tmp_path, **few, collects=True))
+    collected, labelled = [
+        command for command in typed if str(tmp_path / 'data') in command and '--work' not in command
+    ]
+    assert (collected[1], labelled[1]) == ('collect', 'annotate')
+    assert 'collect.seeds=3' in collected
+
+
 def test_training_on_what_is_judged_is_refused(typed, tmp_path):
     for folder in ('data', 'work/held'):
         anno = tmp_path / folder / 'normal_19900' / 'anno'
