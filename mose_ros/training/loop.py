@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,10 @@ from tqdm import tqdm
 
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import checkpoints, together
+from mose_ros.training import checkpoints, sharding, together
 from mose_ros.training.batches import Loaded, Order, load, validation_keys
 from mose_ros.training.index import Index
 from mose_ros.training.journal import Journal
-from mose_ros.training.learner import Learner
 from mose_ros.training.presets import Stage, Training
 from mose_ros.training.samples import Samples
 from mose_ros.training.validation import evaluate
@@ -109,7 +109,7 @@ class Loop:
         )
         self.leads, self.device = self.accelerator.is_main_process, self.accelerator.device
         self.samples = Samples(index, driver.config, training.data)
-        self.learner = Learner(driver, self.stage, self.accelerator)
+        self.learner = sharding.learner(driver, self.stage, self.accelerator)
         self.journal = Journal(folder, self.accelerator)
         self.step, self.seconds = 0, 0.0
         self.validated = 0  # the last step that was judged
@@ -178,7 +178,7 @@ class Loop:
 
     def _train_step(self, loader: Iterator[Loaded], seconds: float) -> dict[str, float] | None:
         """Learn from a batch and return what to show of it; None, and nothing is learned, where a process is to leave."""
-        stage, model = self.stage, self.learner.model
+        stage = self.stage
         loaded = [next(loader) for _ in range(stage.accumulate)]
         parts = [one.batch.to(self.device) for one in loaded]
         agreed = together.agree(self.accelerator, parts, seconds, self.asked)
@@ -188,13 +188,13 @@ class Loop:
         self.journal.corrupt.update(name for one in loaded for name in one.corrupt)
         noise = stage.seed * 1_000_003 + self.step  # of what a batch does not bring
         torch.manual_seed(noise + (self.accelerator.process_index << 40))
-        model.train()
+        self.learner.model.train()
         speaks = self.step % stage.text_every == 0
         losses = self.losses if speaks else replace(self.losses, text=0.0)
         for batch, share in zip(parts, agreed.shares, strict=True):
-            with self.accelerator.accumulate(model), self._attention():
-                output = model(batch, together.weigh(losses, share), stage.teacher_forcing)
-                self.accelerator.backward(output.loss)
+            weighed = together.weigh(losses, share)
+            with self._attention():
+                output = self.learner.learn(batch, weighed, stage.teacher_forcing)
             known = {name: share.get(name, 1.0) * part for name, part in output.parts.items()}
             values = {'loss': output.loss, **known, **output.metrics}
             self.journal.remember({name: value.item() for name, value in values.items()})
@@ -240,20 +240,25 @@ class Loop:
 
     def validate(self) -> dict[str, float]:
         """Return mean losses, accuracies and the trajectory's error in metres on the validation clips."""
-        if not self.leads:
+        if not (self.leads or self.learner.judges_together):
             return {}
         keys = validation_keys(
             self.index, self.training.data, self.stage.validate_samples, self.stage.batch_size
         )
-        with self.learner.averaged() as driver, torch.no_grad(), torch.random.fork_rng():
-            return evaluate(driver, self.samples, self._whole(keys), self.losses, self.device)
+        with self.learner.averaged(), torch.no_grad(), torch.random.fork_rng():
+            judged = partial(self.learner.judge, losses=self.losses)
+            return evaluate(judged, self.samples, self._whole(keys))
 
     def _whole(self, keys) -> Iterator[Batch]:
         for loaded in load(self.samples, keys, 0):
-            if self.asked:
+            leaves = self.asked
+            if self.learner.judges_together:
+                leaves = together.anyone(self.accelerator, leaves)
+            if leaves:
                 raise _Leaving
-            self.journal.corrupt.update(loaded.corrupt)
-            yield loaded.batch
+            if self.leads:  # the others, if they judge, judge the same
+                self.journal.corrupt.update(loaded.corrupt)
+            yield loaded.batch.to(self.device)
 
     def _save(self, identity: Mapping[str, Any]) -> None:
         self.journal.gather()

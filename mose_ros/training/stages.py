@@ -85,8 +85,7 @@ def train(
         loop.step,
     )
     loop.run(identity)
-    if loop.leads:
-        _write_model(loop, identity)
+    _write_model(loop, identity)
     loop.accelerator.wait_for_everyone()
     return folder / MODEL
 
@@ -153,6 +152,9 @@ def _with_counts(stage: Stage, index: Index, training: Training, model) -> LossW
 def _write_model(loop: Loop, identity: Mapping) -> None:
     """Write the model of a stage that is done, and what it is; its checkpoints go."""
     measured = loop.validate()
+    loop.learner.write(loop.folder / MODEL)
+    if not loop.leads:
+        return
     corrupt = loop.journal.corrupt + Counter(loop.index.broken)
     if corrupt:
         _LOG.warning(
@@ -161,8 +163,6 @@ def _write_model(loop: Loop, identity: Mapping) -> None:
             corrupt.total(),
             ', '.join(sorted(corrupt)),
         )
-    with loop.learner.averaged() as driver:
-        driver.save(loop.folder / MODEL)
     result = {
         'identity': identity,
         'steps': loop.step,

@@ -18,25 +18,26 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradientAccumulationPlugin,
     ProjectConfiguration,
+    patch_environment,
 )
 
 from mose_ros.modeling.batch import Batch, LossWeights
 
 _LOG = logging.getLogger(__name__)
-SHARDING = {'ACCELERATE_USE_FSDP': 'FSDP', 'ACCELERATE_USE_DEEPSPEED': 'DeepSpeed'}
+DEEPSPEED, FSDP = 'ACCELERATE_USE_DEEPSPEED', 'ACCELERATE_USE_FSDP'  # set by the launcher
+TINY = 1e-30
 
 
 def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accelerator:
     """Meet the processes that the launcher started, or be alone; logs for TensorBoard go into the folder.
 
-    ValueError where the launcher asks for weights in pieces: the loop averages, judges and saves whole ones.
+    ValueError where the launcher asks for DeepSpeed.
     """
-    for variable, name in SHARDING.items():
-        if os.environ.get(variable, '').lower() == 'true':
-            raise ValueError(
-                f'{name} is not supported by the stages yet (docs/method.md says what is missing); '
-                'launch without --config_file, or with config/accelerate/cpu.yaml on a CPU'
-            )
+    if os.environ.get(DEEPSPEED, '').lower() == 'true':
+        raise ValueError(
+            'DeepSpeed is not supported by the stages (docs/method.md says why); for weights in pieces launch with '
+            '--config_file config/accelerate/fsdp.yaml'
+        )
     # each stage has its own precision; Accelerate remembers that of the last one, for good
     AcceleratorState._reset_state(reset_partial_state=True)
     waits = 'MASTER_PORT' in os.environ and 'RANK' not in os.environ
@@ -53,16 +54,17 @@ def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accel
         gradient_as_bucket_view=True,
         broadcast_buffers=False,
     )
-    return Accelerator(
-        cpu=torch.device(device).type == 'cpu',
-        mixed_precision='bf16' if bfloat16 else 'no',
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=accumulate, sync_with_dataloader=False
-        ),
-        kwargs_handlers=[reduction],
-        log_with='tensorboard',
-        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
-    )
+    with patch_environment(**{FSDP: 'false'}):  # `sharding.py` does what the launcher asks for
+        return Accelerator(
+            cpu=torch.device(device).type == 'cpu',
+            mixed_precision='bf16' if bfloat16 else 'no',
+            gradient_accumulation_plugin=GradientAccumulationPlugin(
+                num_steps=accumulate, sync_with_dataloader=False
+            ),
+            kwargs_handlers=[reduction],
+            log_with='tensorboard',
+            project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
+        )
 
 
 def deal(batches: Iterable[Sequence], parts: int, rank: int = 0, size: int = 1) -> Iterator[list]:
@@ -103,11 +105,19 @@ def agree(
         seconds, leavers, *sums = accelerator.reduce(told, 'sum').tolist()
         totals, leaving = dict(zip(totals, sums, strict=True)), leavers > 0
     number = len(parts) * accelerator.num_processes
-    shares = [
-        {name: number * count / max(totals[name], 1.0) for name, count in one.items()}
-        for one in counts
-    ]
+
+    def share(name: str, count: float) -> float:
+        # of what a part doesn't know it learns nothing, but a weight of 0 would leave out blocks that others gather
+        return max(number * count / totals[name], TINY) if totals[name] else 0.0
+
+    shares = [{name: share(name, count) for name, count in one.items()} for one in counts]
     return Agreement(shares=shares, seconds=seconds, leaving=leaving)
+
+
+def anyone(accelerator: Accelerator, here: bool) -> bool:
+    """Return whether it is so in any process; all of them ask."""
+    told = torch.tensor(float(here), device=accelerator.device)
+    return accelerator.reduce(told, 'sum').item() > 0
 
 
 def weigh(losses: LossWeights, share: Mapping[str, float]) -> LossWeights:

@@ -1,7 +1,7 @@
 """How good a network is: its losses on clips that it has not learned from, and its trajectories in metres."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -15,10 +15,20 @@ from mose_ros.training.samples import Samples
 FLOW_STEPS = 5  # of Euler, where a trajectory is drawn to be judged
 
 
+Judged = tuple[dict[str, torch.Tensor], torch.Tensor | None]
+
+
+def judge(driver: MoseDriver, batch: Batch, losses: LossWeights) -> Judged:
+    """Return losses and accuracies without any teacher, and the trajectories (B, H, 2) drawn where the stage learns them."""
+    output = MoseDriver.forward(driver, batch, losses, 0.0)  # without Accelerate's autocast
+    values = {'loss': output.loss, **output.parts, **output.metrics}
+    return values, draw_actions(driver, batch) if losses.flow else None
+
+
 def evaluate(
-    driver: MoseDriver, samples: Samples, batches: Iterable[Batch], losses: LossWeights, device
+    judged: Callable[[Batch], Judged], samples: Samples, batches: Iterable[Batch]
 ) -> dict[str, float]:
-    """Return the losses without any teacher, and the error of sampled trajectories, over batches."""
+    """Return the means of what is judged over batches, and the error of the trajectories in metres."""
     torch.manual_seed(0)
     totals: dict[str, list[float]] = {}
 
@@ -29,12 +39,11 @@ def evaluate(
             total[1] += weight
 
     for batch in batches:
-        batch = batch.to(device)
-        output = MoseDriver.forward(driver, batch, losses, 0.0)  # without Accelerate's autocast
-        for name, value in {'loss': output.loss, **output.parts, **output.metrics}.items():
+        values, actions = judged(batch)
+        for name, value in values.items():
             add(name, value.item(), len(batch))
-        if losses.flow:
-            error = samples.metres(draw_actions(driver, batch)) - samples.metres(batch.action)
+        if actions is not None:
+            error = samples.metres(actions) - samples.metres(batch.action)
             distance = np.hypot(error[..., 0], error[..., 1])
             add('ade_m', float(distance.mean()), len(batch))
             add('fde_m', float(distance[:, -1].mean()), len(batch))
