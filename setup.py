@@ -16,6 +16,7 @@ EXTRAS = {  # room: what it needs beside the core
     'sim': ['metadrive-simulator', 'tqdm'],
     'train': [
         'accelerate',
+        'fsspec[http]',
         'httpx2',
         'matplotlib',
         'onnx',

@@ -25,6 +25,7 @@ HOMES = {  # third party: the only rooms that may import it
     **dict.fromkeys(['torch', 'transformers', 'accelerate'], {'modeling', 'training'}),
     **dict.fromkeys(['metadrive', 'panda3d'], {'sim'}),
     **dict.fromkeys(['onnxruntime', 'tensorrt'], {'engine'}),
+    **dict.fromkeys(['fsspec', 'aiohttp'], {'data'}),
     **dict.fromkeys(['matplotlib', 'ray'], {'training'}),
     **dict.fromkeys(['onnx', 'onnxscript'], {'training', 'engine'}),
 }

@@ -11,17 +11,17 @@ DriveMoE (arXiv 2505.16278) for scenarios and skills.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from mose_ros.core.prompt import COMMAND_WORDS
 from mose_ros.core.skills import Taxonomy
 from mose_ros.core.types import Actor, Command, Scene, Trajectory
-from mose_ros.data import narration, rules
-from mose_ros.data.clips import ClipReader, find_clips
+from mose_ros.data import narration, rules, storage
+from mose_ros.data.clips import ClipReader, count_frames, find_clips
 from mose_ros.data.pictures import Picture
 from mose_ros.data.skill_samples import SkillSample, check
+from mose_ros.data.storage import Anywhere
 
 HORIZON, DT = 15, 0.2  # of what was driven, where it stands for a plan
 CAMERAS = ('front', 'front_left', 'front_right', 'back')  # shown to an annotator
@@ -80,9 +80,9 @@ SKILLS = {
 SCENARIOS = {name: skill for skill, names in _BY_SKILL.items() for name in names}
 
 
-def scenario_of(folder: str | Path) -> str:
+def scenario_of(folder: str | Anywhere) -> str:
     """Return the scenario that a clip's folder names, packed flat (`Accident_Town03_Route156_Weather0`) or nested (`Accident/Town03_...`)."""
-    folder = Path(folder)
+    folder = storage.place(folder)
     name = folder.parent.name if folder.name.startswith('Town') else folder.name
     return name.split('_')[0]
 
@@ -167,14 +167,14 @@ class ClipSource:
     SKILLS = SKILLS
 
     def __init__(
-        self, root: str | Path, taxonomy: Taxonomy | None, cameras: Sequence[str] = CAMERAS
+        self, root: str | Anywhere, taxonomy: Taxonomy | None, cameras: Sequence[str] = CAMERAS
     ):
         self.taxonomy, self.cameras = taxonomy, tuple(cameras)
-        self._root = Path(root)
+        self._root = storage.place(root)
         self._frames = [
             (folder, index)
-            for folder in find_clips(root)
-            for index in range(sum(1 for _ in (folder / 'anno').glob('*.json.gz')))
+            for folder in find_clips(self._root)
+            for index in range(count_frames(folder))
         ]
         if not self._frames:
             raise ValueError(f'{root} holds no clip; record some or fetch Bench2Drive there')
@@ -195,7 +195,7 @@ class ClipSource:
             pictures=lambda: self._pictures(folder, frame),
         )
 
-    def _pictures(self, folder: Path, frame: int) -> dict[str, Picture]:
+    def _pictures(self, folder: Anywhere, frame: int) -> dict[str, Picture]:
         found = {}
         for name in self.cameras:
             path = folder / 'camera' / f'rgb_{name}' / f'{frame:05d}.jpg'

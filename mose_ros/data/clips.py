@@ -1,4 +1,4 @@
-"""Clips: recorded drives on disk in Bench2Drive's layout, ours and theirs read by the same reader.
+"""Clips: recorded drives in Bench2Drive's layout, ours and theirs read by the same reader.
 
     <clip>/camera/rgb_front/00000.jpg ...       six cameras
     <clip>/camera/semantic_front/00000.png ...  ours only, where recorded: a picture of class indices
@@ -26,7 +26,8 @@ from jaxtyping import UInt8
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import COMMANDS, Command, Scene, Trajectory, VehicleCommand
 from mose_ros.core.vision import check_image
-from mose_ros.data import annotating, annotation, driven_path
+from mose_ros.data import annotating, annotation, driven_path, storage
+from mose_ros.data.storage import Anywhere
 
 FRAME_DT = 0.1  # s between the frames of a clip unless ours says otherwise
 PARTIAL = '.partial'
@@ -121,9 +122,9 @@ class ClipWriter:
 class ClipReader:
     """Reads one clip; frames count from 0. ValueError names the file that is missing, truncated or malformed."""
 
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        names = sorted(path.name for path in (self.folder / 'anno').glob('*.json.gz'))
+    def __init__(self, folder: str | Anywhere):
+        self.folder = storage.place(folder)
+        names = _annotations(self.folder)
         expected = [f'{index:05d}.json.gz' for index in range(len(names))]
         if not names:
             raise ValueError(f'{self.folder} is no clip: it has no anno/00000.json.gz')
@@ -270,7 +271,7 @@ class ClipReader:
             raise ValueError(f'{self.folder} has frames 0 to {len(self) - 1}, no {index}')
         return index
 
-    def _path(self, index: int) -> Path:
+    def _path(self, index: int) -> Anywhere:
         return self.folder / 'anno' / f'{index:05d}.json.gz'
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -297,10 +298,21 @@ class ClipReader:
         return image
 
 
-def find_clips(root: str | Path) -> Iterator[Path]:
+def _annotations(folder: Anywhere) -> list[str]:
+    return [name for name in storage.names(folder / 'anno') if name.endswith('.json.gz')]
+
+
+def count_frames(folder: Anywhere) -> int:
+    """Return how many frames of a clip are annotated, whether or not some are missing between them."""
+    return len(_annotations(folder))
+
+
+def find_clips(root: str | Anywhere) -> Iterator[Anywhere]:
     """Yield the folders of all finished clips under a folder, sorted; ValueError where there is no such folder."""
-    root = Path(root)
+    root = storage.place(root)
     if not root.is_dir():
         raise ValueError(f'{root} is no folder; record clips or fetch Bench2Drive there')
-    found = {path.parent.parent for path in root.rglob('anno/00000.json.gz')}
-    yield from sorted(path for path in found if not path.name.endswith(PARTIAL))
+    found = storage.find(root, 'anno/00000.json.gz')
+    yield from sorted(
+        (path for path in found if not path.name.endswith(PARTIAL)), key=lambda path: path.parts
+    )

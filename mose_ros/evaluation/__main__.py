@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from mose_ros.core.types import FAMILIES
+from mose_ros.data import storage
 
 RECORD = "write the summary into the bundle's manifest, under quality"
 
@@ -48,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
 
     language = verbs.add_parser('language', help='compare text and routers with the annotation')
     language.add_argument('bundle')
-    language.add_argument('--clips', type=Path, metavar='DIR', help='recorded clips; or else')
+    language.add_argument(
+        '--clips', type=storage.location, metavar='DIR', help='recorded clips, or a URL; or else'
+    )
     language.add_argument('--seeds', default='21000-21003', help='episodes that the expert drives')
     language.add_argument('--families', default='all')
     language.add_argument('--frames', type=int, default=200)

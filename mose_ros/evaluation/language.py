@@ -8,7 +8,6 @@ import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +17,7 @@ from mose_ros.core.control import TrajectoryTracker
 from mose_ros.core.types import FAMILIES, Observation, Plan, Scene, Trajectory
 from mose_ros.data import narration, rules
 from mose_ros.data.clips import ClipReader, find_clips
+from mose_ros.data.storage import Anywhere
 
 EXAMPLES = 12  # pairs of texts that go into the result, to be read by people
 
@@ -41,7 +41,7 @@ class Frame:
 
 
 def frames_of_clips(
-    root: str | Path,
+    root: str | Anywhere,
     count: int,
     gap: float,
     families: Sequence[str] | None = None,

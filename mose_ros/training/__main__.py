@@ -1,7 +1,10 @@
-"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|convert|analyse|ablate`.
+"""Offline training from the command line: `python -m mose_ros.training collect|annotate|router|sft|action|export|all|pack|convert|analyse|ablate`.
 
 Everything of a run lies under --work: data/ (clips), router/, sft/, action/ (checkpoints, metrics, model/), bundle/. The same
 command again goes on where it was stopped, and does nothing where all is done.
+
+`pack --data DIR --out URL_OR_DIR` packs annotated clips into shards. Stages, export and analyse read from there as well:
+--data is a folder or a URL that fsspec knows (s3://bucket/data, https://host/data), packed or not.
 
 `convert HF_DIR --out DIR --preset qwen2vl_2b` makes a MoSE checkpoint of any Qwen2-VL in Hugging Face's format; without
 --out it only counts parameters. `convert CHECKPOINT --out DIR --set mose.expert_groups=true` gives a trained MoSE a second
@@ -26,9 +29,13 @@ from pathlib import Path
 
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
+from mose_ros.data import storage
+from mose_ros.data.cache import FOLDER, LIMIT, Cache
+from mose_ros.data.storage import Anywhere
 from mose_ros.training import (
     annotate,
     collect,
+    pack,
     presets,
     skill_labels,
     skill_report,
@@ -49,10 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for library in ('OpenGL', 'accelerate'):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
+        if storage.is_url(options.out) and options.verb not in ('pack', 'collect'):
+            raise ValueError(f'{options.verb} writes to local folders, not to {options.out}')
         if options.verb == 'convert':
             _convert(options)
             return 0
         training = _resolve(options)
+        if options.verb == 'pack':
+            _pack(training, options)
+            return 0
         if options.verb == 'analyse':
             _analyse(training, options)
             return 0
@@ -85,7 +97,7 @@ _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m mose_ros.training', description=__doc__)
-    parser.add_argument('verb', choices=[*_VERBS, 'all', 'convert', 'analyse', 'ablate'])
+    parser.add_argument('verb', choices=[*_VERBS, 'all', 'pack', 'convert', 'analyse', 'ablate'])
     parser.add_argument(
         'source',
         nargs='?',
@@ -94,9 +106,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument('--preset', default='tiny', help=f'one of {", ".join(presets.PRESETS)}')
     parser.add_argument('--work', type=Path, help='folder of the run (default: runs/PRESET)')
-    parser.add_argument('--data', type=Path, help='folder of the clips (default: WORK/data)')
     parser.add_argument(
-        '--out', type=Path, help='of collect: as --data; of export, convert, analyse: what is made'
+        '--data',
+        type=storage.location,
+        help='folder or URL of the clips or their shards, as s3://bucket/data (default: WORK/data); '
+        'collect and annotate write there, to a local folder',
+    )
+    parser.add_argument(
+        '--out',
+        type=storage.location,
+        help='of collect: as --data; of export, convert, analyse: what is made; of pack: folder or URL of the shards',
+    )
+    parser.add_argument(
+        '--shard-mb', type=float, default=pack.SHARD_MB, help='of pack: a shard is no larger'
+    )
+    parser.add_argument(
+        '--cache', type=Path, default=FOLDER, help='where fetched shards are kept (%(default)s)'
+    )
+    parser.add_argument(
+        '--cache-gb', type=float, default=LIMIT / 1e9, help='how much of them (%(default)s)'
     )
     parser.add_argument(
         '--skills', type=Path, help='of convert, annotate: taxonomy (default: config/skills*.yaml)'
@@ -166,6 +194,29 @@ def _resolve(options) -> Training:
     return replace(training, collect=replace(training.collect, **changes))
 
 
+def _pack(training: Training, options) -> None:
+    if options.out is None:
+        raise ValueError('pack: say with --out where the shards go, a folder or a URL')
+    found = pack.pack(
+        options.data or (options.work or Path('runs') / training.preset) / 'data',
+        options.out,
+        shard_mb=options.shard_mb,
+        seed=training.data.seed,
+        bar=not options.quiet,
+    )
+    size = sum(one.tar.size for one in found.shards) / 1e9
+    clips = sum(len(one.clips) for one in found.shards)
+    _LOG.info('%s: %d clips in %d shards, %.2f GB', options.out, clips, len(found.shards), size)
+
+
+def _open(data: Path | str, options, training: Training) -> Anywhere:
+    """Return the place that data is read from."""
+    cache = Cache(options.cache, int(options.cache_gb * 1e9))
+    found = storage.place(data, cache)
+    storage.check_room(found, cache, training.data.shards_at_once)
+    return found
+
+
 def _convert(options) -> None:
     from mose_ros.modeling import driver
     from mose_ros.training import convert
@@ -197,7 +248,7 @@ def _analyse(training: Training, options) -> None:
     work = options.work or Path('runs') / training.preset
     asked = analyse.Asked(
         checkpoint=options.checkpoint or analyse.newest(work),
-        root=options.data or work / 'data',
+        root=_open(options.data or work / 'data', options, training),
         data=training.data,
         samples=analyse.SAMPLES if options.samples is None else options.samples,
         clip=options.clip,
@@ -209,6 +260,10 @@ def _ablate(options) -> None:
     from mose_ros.training import ablate
 
     work = options.work or Path('runs') / 'ablation'
+    if (options.cache, options.cache_gb) != (FOLDER, LIMIT / 1e9):
+        raise ValueError(
+            'ablate starts trainings that keep shards in the usual cache; leave --cache out'
+        )
     try:
         shares = tuple(float(one) for one in options.shares.split(',') if one)
     except ValueError:
@@ -280,7 +335,12 @@ class Run:
     def _label_skills(self, labelling: skill_labels.Labelling) -> None:
         folder = self.work / 'skills'
         out = self.options.out or folder / f'{labelling.source}-{labelling.annotator}'
-        found = skill_labels.run(labelling, self.data, out, folder / 'cache', bar=self.bar)
+        data = self.data
+        if labelling.source == 'clips':
+            data = _open(data, self.options, self.training)
+        elif storage.is_url(data):
+            raise ValueError(f'{labelling.source} is read from a local folder, not from {data}')
+        found = skill_labels.run(labelling, data, out, folder / 'cache', bar=self.bar)
         _LOG.info('%s\n%s', out, skill_report.describe(found))
 
     def router(self) -> None:
@@ -306,7 +366,7 @@ class Run:
         stages.train(
             name,
             self.training,
-            self.data,
+            _open(self.data, options, self.training),
             folder,
             before=before,
             rounds=self.round,
@@ -330,11 +390,12 @@ class Run:
         if not result.is_file():
             raise ValueError(f'{checkpoint} is no model of a finished stage; train it first')
         trained = json.loads(result.read_text(encoding='utf-8'))
-        known = json.loads((self.data / annotate.DATASET).read_text(encoding='utf-8'))
+        data = _open(self.data, self.options, training)
+        known = json.loads((data / annotate.DATASET).read_text(encoding='utf-8'))
         out = self.options.out or self.work / 'bundle'
         bundling = export.Bundling(
             name=self.options.name or f'mose-{training.preset}',
-            tokenizer=self.data / annotate.TOKENIZER,
+            tokenizer=storage.local_file(data / annotate.TOKENIZER),
             action=annotate.normalizer(known, 'action'),
             proprio=annotate.normalizer(known, 'proprio'),
             anchor=training.data.fixed_views[0],

@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mose_ros.data import storage
 from mose_ros.training.config import write_json, write_text
 
 _LOG = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class Ablation:
     table: str
     preset: str
     work: Path
-    data: Path
+    data: Path | str
     shares: Sequence[float] = ()
     seeds: Sequence[int] = ()
     settings: Sequence[str] = ()
@@ -220,7 +221,7 @@ def _record_data(ablation: Ablation) -> None:
 
 
 def _record_held(ablation: Ablation) -> None:
-    known = {path.name for path in ablation.data.glob('*_*')}
+    known = set(storage.names(storage.place(ablation.data)))
     collect = ['mose_ros.training', 'collect', '--preset', ablation.preset, '--quiet']
     collect += ['--out', str(ablation.held), '--set', 'collect.disturbed_share=0']
     collect += ['--seeds', ablation.held_seeds, '--families', ablation.families]

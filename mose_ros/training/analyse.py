@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Int64
 
 from mose_ros.data.clips import ClipReader
+from mose_ros.data.storage import Anywhere
 from mose_ros.modeling.batch import Batch
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import SkillMixture
@@ -222,7 +223,7 @@ class Asked:
     """What an analysis looks at."""
 
     checkpoint: Path
-    root: Path  # the annotated clips; of no account for `experts`
+    root: Anywhere  # the annotated clips; of no account for `experts`
     data: Data
     samples: int = SAMPLES  # frames of the validation clips, evenly spaced; 0: all of them
     clip: str = ''  # of `chains`; the first validation clip where none is named
@@ -258,7 +259,7 @@ def _looked(kind: str, driver: MoseDriver, asked: Asked) -> dict[str, Any]:
         return routing(driver, batches, asked.data.fixed_views)
     held = index.split(validation=True, config=asked.data)
     clip = asked.clip or index.clips[index.clip[held[0] if len(held) else 0]]
-    dt = ClipReader(asked.root / clip).frame_dt
+    dt = ClipReader(index.root / clip).frame_dt
     return chains(driver, samples, index, clip, asked.data, dt)
 
 

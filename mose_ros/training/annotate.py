@@ -21,8 +21,9 @@ from mose_ros.core.bundle import sha256
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.skills import LEVELS
 from mose_ros.core.types import COMMANDS, EgoState, Guidance, Trajectory
-from mose_ros.data import bench2drive, narration, rules
+from mose_ros.data import bench2drive, narration, rules, storage
 from mose_ros.data.clips import ClipReader, find_clips
+from mose_ros.data.storage import Anywhere
 from mose_ros.training.config import Data, digest, resolve, write_json, write_text
 from mose_ros.training.workers import fan_out
 
@@ -36,7 +37,9 @@ FIELDS = frozenset(
     ('frame', 'older', 'family', 'camera', 'skills', 'answer', 'action', 'proprio', 'weight')
 )
 _CHUNK = 16  # clips of one job
-_OTHER_LABELS = ('chat', 'coda_lm', 'pictures', 'robo2vlm', 'skill_samples', 'vlm')  # of data
+# modules of data that have no part in it
+_OTHER_LABELS = ('chat', 'coda_lm', 'pictures', 'robo2vlm', 'skill_samples', 'vlm')
+_OTHER_LABELS += ('cache', 'remote', 'shards', 'storage')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +72,7 @@ def annotate(
 
     Clips that can't be read are skipped, named in the log and in dataset.json, and counted. address: see `workers.fan_out`.
     """
-    root = Path(root).absolute()
+    root = storage.writable(root, 'annotate').absolute()
     folders = list(find_clips(root))
     if not folders:
         raise ValueError(f'{root} holds no clip; run `python -m mose_ros.training collect` first')
@@ -234,7 +237,7 @@ def _fit_proprio(states) -> Normalizer:
     )
 
 
-def read_labels(folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def read_labels(folder: Anywhere) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records of a clip's labels, and the names of lines that hold none, which are also in the log."""
     lines = (folder / LABELS).read_bytes().splitlines()
     records, broken = [], []

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from mose_ros.core import control
 from mose_ros.core.types import FAMILIES, Observation, Policy, Scene, VehicleCommand
+from mose_ros.data import storage
 from mose_ros.data.clips import ClipWriter
 from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
@@ -88,7 +89,7 @@ def collect(
 
     Episodes that the undisturbed expert fails are dropped and counted, by rule. address: see `workers.fan_out`.
     """
-    out, wanted = Path(out).absolute(), jobs(config)
+    out, wanted = storage.writable(out, 'collect').absolute(), jobs(config)
     if config.policy:  # a cluster's processes have another working folder
         config = replace(config, policy=str(Path(config.policy).absolute()))
     out.mkdir(parents=True, exist_ok=True)

@@ -76,6 +76,7 @@ class Data:
         0.5  # 0 = as recorded, 1 = every (family, planning skill, motion) equally often
     )
     max_weight: float = 6.0  # a rare class is drawn at most that many times as often as it occurs
+    shards_at_once: int = 0  # of packed data: shards that samples are drawn from at a time; 0: all
 
 
 def override(config: Any, settings: Sequence[str]) -> Any:

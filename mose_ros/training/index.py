@@ -8,12 +8,13 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int64
 
 from mose_ros.core import action
+from mose_ros.data import storage
+from mose_ros.data.storage import Anywhere
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
@@ -27,7 +28,7 @@ BRAKES = 0.6  # a plan that gets less far than this share of going on at the spe
 class Index:
     """All annotated frames of a data set, as arrays; frame i of N."""
 
-    root: Path
+    root: Anywhere
     clips: tuple[str, ...]
     clip: Int64[np.ndarray, 'N']  # index into clips
     frame: Int64[np.ndarray, 'N']
@@ -42,15 +43,16 @@ class Index:
     family: tuple[str, ...]
     seconds: float  # from now to the last point of a trajectory
     broken: tuple[str, ...] = ()  # names of lines of labels that could not be read
+    shard: tuple[int, ...] = ()  # that each clip lies in, of a packed data set
 
     def __len__(self) -> int:
         return len(self.clip)
 
     @classmethod
-    def load(cls, root: str | Path, model: DriverConfig, rounds: int = 0) -> 'Index':
+    def load(cls, root: str | Anywhere, model: DriverConfig, rounds: int = 0) -> 'Index':
         """Read the labels of all annotated clips up to a DAgger round; ValueError when none are there or they fit another model."""
-        root = Path(root)
-        names = sorted(path.parent.name for path in root.glob(f'*/{annotate.LABELS}'))
+        root = storage.place(root)
+        names = [one for one in storage.names(root) if (root / one / annotate.LABELS).is_file()]
         names = tuple(name for name in names if collect.round_of(name) <= rounds)
         if not names:
             raise ValueError(
@@ -90,6 +92,7 @@ class Index:
             family=tuple(map(sys.intern, column['family'])),
             seconds=model.action.horizon * model.action.dt,
             broken=tuple(broken),
+            shard=storage.shards_of(root, names),
         )
 
     def camera_places(self, cameras: Sequence[str]) -> Int64[np.ndarray, 'N']:
@@ -109,9 +112,8 @@ class Index:
         """Return the frames of the training or of the validation clips; a clip is wholly on one side."""
         if not 0 < config.share <= 1:
             raise ValueError(f'data.share is above 0 and at most 1, not {config.share}')
-        # by a hash of the name: more clips, in any order, never move one to the other side
-        hashes = [zlib.crc32(f'{config.seed}:{name}'.encode()) / 2**32 for name in self.clips]
-        places, order = np.array(hashes), np.argsort(hashes)
+        places = np.array([place_in_split(name, config.seed) for name in self.clips])
+        order = np.argsort(places)
         held = places < config.validation_share
         used = places < config.validation_share + config.share * (1 - config.validation_share)
         if (
@@ -171,6 +173,14 @@ class Index:
             return frames, self.chances(frames, config)
         frames = self.labelled(frames, skill_labels, seed)
         return frames, np.full(len(frames), 1 / len(frames))
+
+
+def place_in_split(clip: str, seed: int) -> float:
+    """Return from 0 to 1 where a clip stands: those for validation come first, then those of a smaller share.
+
+    By a hash of the name, so more clips, in any order, never move one to the other side.
+    """
+    return zlib.crc32(f'{seed}:{clip}'.encode()) / 2**32
 
 
 def place_of(name: str, names: Sequence[str]) -> int:

@@ -81,20 +81,31 @@ def _tiny() -> Training:
     return Training(
         preset='tiny',
         model=replace(modeling_config.PRESETS['tiny'], semantic_classes=len(CLASSES)),
-        collect=Collect(semantics_every=3),
+        collect=Collect(seeds=_seeds(0, 60), semantics_every=3),
         data=Data(balance=0.6, max_weight=8.0),
-        router=Stage(steps=1500, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
-        sft=Stage(steps=1500, learning_rate=1.2e-3, losses=speech, bfloat16=True),
+        router=Stage(steps=1000, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
+        sft=Stage(steps=1000, learning_rate=1.2e-3, losses=speech, bfloat16=True),
         action=Stage(
-            steps=6000,
+            steps=5000,
             learning_rate=1.2e-3,
             losses=deed,
             ema=0.999,
             bfloat16=True,
             teacher_forcing=0.7,
-            text_every=2,
+            text_every=3,
+        ),
+        rounds=(
+            (f'collect.seeds={_seeds(1000, 16)}', 'action.steps=1500', 'action.learning_rate=1e-3'),
+            (f'collect.seeds={_seeds(2000, 16)}', 'action.steps=2500', 'action.learning_rate=1e-3'),
         ),
     )
+
+
+def _seeds(first: int, count: int) -> str:
+    """Return seeds of all families; twice as many where the car has most to learn, half where it has least."""
+    own = {'normal': count // 2, 'overtaking': 2 * count, 'parking_exit': 3 * count}
+    named = [f'{name}:{first}-{first + many - 1}' for name, many in own.items()]
+    return ';'.join([f'{first}-{first + count - 1}', *named])
 
 
 def _mini() -> Training:

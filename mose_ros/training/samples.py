@@ -6,7 +6,6 @@ Everything random about a sample follows from its key.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -16,6 +15,8 @@ from jaxtyping import Float, Int64, UInt8
 from mose_ros.core import action, prompt, vision
 from mose_ros.core.prompt import IM_END, Tokenizer
 from mose_ros.core.types import COMMANDS, EgoState, Guidance
+from mose_ros.data import storage
+from mose_ros.data.shards import BrokenShard
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate
 from mose_ros.training.config import Data
@@ -55,7 +56,7 @@ class Samples:
                 f'data.history is one of {", ".join(vision.HISTORIES)}, not {config.history!r}'
             )
         self._index, self._model, self._config = index, model, config
-        self._tokenizer = Tokenizer.load(index.root / annotate.TOKENIZER)
+        self._tokenizer = Tokenizer.load(storage.local_file(index.root / annotate.TOKENIZER))
         known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
         self._actions = annotate.normalizer(known, 'action')
         self._states = annotate.normalizer(known, 'proprio')
@@ -117,6 +118,15 @@ class Samples:
         places = [self._model.cameras.index(name) for name in self._candidates]
         return {'patches': np.stack(patches), 'texts': texts, 'places': np.asarray(places)}
 
+    def fetch_ahead(self, keys: Sequence[Key]) -> bool:
+        """Begin to fetch what samples are made of; return whether they lie in shards."""
+        index = self._index
+        if not index.shard:
+            return False
+        clips = index.clip[[key.frame for key in keys]].tolist()
+        storage.fetch_ahead(index.root, dict.fromkeys(index.shard[clip] for clip in clips))
+        return True
+
     def metres(self, actions: torch.Tensor) -> Float[np.ndarray, 'B H 2']:
         """Return normalised trajectories in metres."""
         return self._actions.decode(actions.float().cpu().numpy())
@@ -152,12 +162,11 @@ class Samples:
     ) -> UInt8[np.ndarray, 'H W 3']:
         """Return a camera's picture at view size, or small enough for a glance."""
         index, view = self._index, self._model.vision
-        folder = index.root / index.clips[index.clip[i]] / 'camera' / f'rgb_{camera}'
-        path = folder / f'{frame:05d}.jpg'
+        name = f'{index.clips[index.clip[i]]}/camera/rgb_{camera}/{frame:05d}.jpg'
         if half:
-            image = self._read(path, cv2.IMREAD_REDUCED_COLOR_2)
+            image = self._read(name, cv2.IMREAD_REDUCED_COLOR_2)
             return np.ascontiguousarray(image[:, :, ::-1])
-        image = self._read(path, cv2.IMREAD_COLOR_RGB)
+        image = self._read(name, cv2.IMREAD_COLOR_RGB)
         return vision.resize(image, view.view_width, view.view_height)
 
     def _patches(self, view: Sequence[np.ndarray], look: 'Look', random):
@@ -177,24 +186,24 @@ class Samples:
     def _classes(self, i: int, camera: str) -> Float[np.ndarray, 'N K']:
         """Return the share of each class in each patch; zeros where no class picture was recorded."""
         index, view, count = self._index, self._model.vision, self._model.semantic_classes
-        folder = index.root / index.clips[index.clip[i]] / 'camera' / f'semantic_{camera}'
-        path = folder / f'{index.frame[i]:05d}.png'
-        if not path.is_file():
+        name = f'{index.clips[index.clip[i]]}/camera/semantic_{camera}/{index.frame[i]:05d}.png'
+        if not (index.root / name).is_file():
             return np.zeros((view.patches, count), np.float32)
-        image = self._read(path, cv2.IMREAD_GRAYSCALE)
+        image = self._read(name, cv2.IMREAD_GRAYSCALE)
         size = (view.view_width, view.view_height)
         image = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
         places = np.bincount((self._patch_of + image).ravel(), minlength=view.patches * count)
         return (places / view.patch**2).astype(np.float32).reshape(view.patches, count)
 
-    def _read(self, path: Path, mode: int) -> np.ndarray:
-        name = str(path.relative_to(self._index.root))
+    def _read(self, name: str, mode: int) -> np.ndarray:
         try:
-            data = path.read_bytes()
+            data = (self._index.root / name).read_bytes()
+        except BrokenShard as error:
+            raise CorruptSample(error.name, error.reason) from None
         except OSError as error:
             raise CorruptSample(name, error.strerror or 'it cannot be opened') from None
         # the decoder fills what is missing with grey and says nothing
-        if not data.rstrip(b'\0').endswith(ENDS[path.suffix]):
+        if not data.rstrip(b'\0').endswith(ENDS[name[-4:]]):
             raise CorruptSample(name, 'it is cut off')
         image = cv2.imdecode(np.frombuffer(data, np.uint8), mode)
         if image is None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from mose_ros.core.prompt import Tokenizer
+from mose_ros.data import storage
+from mose_ros.data.storage import Anywhere
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
@@ -30,9 +32,10 @@ MODEL, RESULT = 'model', 'stage.json'
 RAREST = 0.02  # a class counts as at least that share in the focal losses, or its few samples would outweigh all
 
 
-def model_config(training: Training, data: str | Path) -> DriverConfig:
+def model_config(training: Training, data: str | Anywhere) -> DriverConfig:
     """Return the network of a run, fitted to the vocabulary of the data; ValueError when that is missing."""
-    tokenizer = Tokenizer.load(Path(data) / annotate.TOKENIZER)
+    path = storage.place(data) / annotate.TOKENIZER
+    tokenizer = Tokenizer.load(storage.local_file(path))
     changes = {one.name: getattr(training.model, one.name) for one in fields(training.model)}
     name = changes.pop('name')
     return modeling_config.preset(name, tokenizer=tokenizer, **changes)
@@ -41,7 +44,7 @@ def model_config(training: Training, data: str | Path) -> DriverConfig:
 def train(
     name: str,
     training: Training,
-    data: str | Path,
+    data: str | Anywhere,
     folder: str | Path,
     *,
     before: str | Path | None = None,

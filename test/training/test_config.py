@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from mose_ros.core.types import FAMILIES
 from mose_ros.training import collect, config, presets
 
 
@@ -88,6 +89,15 @@ def test_a_dagger_round_changes_what_the_preset_says():
     assert nano.of_round(1).collect.seeds == '8-9'
     assert nano.of_round(2).action.steps == 7 != nano.of_round(1).action.steps
     assert nano.of_round(3) == nano  # what is not said stays
+
+
+def test_the_shipped_preset_drives_more_where_it_has_more_to_learn():
+    tiny = presets.preset('tiny')
+    of = {name: len(config.seeds_of(tiny.collect.seeds, name)) for name in FAMILIES}
+    assert of['parking_exit'] > of['overtaking'] > of['merging'] > of['normal'] > 0
+    seeds = [tiny.of_round(number).collect.seeds for number in range(1 + len(tiny.rounds))]
+    drawn = [set(config.seeds_of(text, 'parking_exit')) for text in seeds]
+    assert len(drawn) == 3 and not drawn[0] & drawn[1] and not drawn[1] & drawn[2]
 
 
 def test_evaluation_seeds_are_never_trained_on():
