@@ -95,8 +95,16 @@ def _tiny() -> Training:
             text_every=3,
         ),
         rounds=(
-            (f'collect.seeds={_seeds(1000, 16)}', 'action.steps=1500', 'action.learning_rate=1e-3'),
-            (f'collect.seeds={_seeds(2000, 16)}', 'action.steps=2500', 'action.learning_rate=1e-3'),
+            (
+                f'collect.seeds={_seeds(1000, 16)}',
+                'action.steps=1500',
+                'action.learning_rate=1e-3',
+            ),
+            (
+                f'collect.seeds={_seeds(2000, 16)}',
+                'action.steps=2500',
+                'action.learning_rate=1e-3',
+            ),
         ),
     )
 
