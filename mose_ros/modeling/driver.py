@@ -3,10 +3,7 @@
 `plan` is the reference that exported bundles are held to; it is no engine.
 """
 
-import contextlib
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from torch import nn
 from mose_ros.core.action import flow
 from mose_ros.modeling.action_expert import ActionExpert
 from mose_ros.modeling.batch import Batch, LossWeights
+from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.losses import accuracy, focal, load_balance, soft_cross_entropy
 from mose_ros.modeling.mose import Decoded, MoseQwen2VL
@@ -339,21 +337,6 @@ def read_config(folder: str | Path) -> DriverConfig:
     if not path.is_file():
         raise ValueError(f'{folder} is no checkpoint: it has no {CONFIG}')
     return DriverConfig.from_json(path.read_text(encoding='utf-8'))
-
-
-@contextlib.contextmanager
-def written_beside(folder: str | Path) -> Iterator[Path]:
-    """Lend an empty folder that takes the place of `folder` at the end, or vanishes when something fails."""
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _mixtures(module: nn.Module) -> list[nn.Module]:

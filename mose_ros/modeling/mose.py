@@ -65,9 +65,12 @@ def attend(
 ) -> Float[Tensor, 'B T H*d']:
     """Return attention with H / G queries to each key; where the mask is False nothing is seen.
 
-    PyTorch's own kernel, but in bfloat16 on a CPU, where that is four times as slow as plain matrix products.
+    PyTorch's own kernel, but in bfloat16 on a CPU, where that is four times as slow as plain matrix products, and in
+    exported float16, where logits and softmax are to be float32.
     """
-    if q.device.type != 'cpu' or q.dtype != torch.bfloat16:
+    slow = q.device.type == 'cpu' and q.dtype == torch.bfloat16
+    narrow = q.dtype == torch.float16 and torch.compiler.is_exporting()
+    if not (slow or narrow):
         seen = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
         )
@@ -75,12 +78,13 @@ def attend(
     length, groups = q.shape[2], k.shape[1]
     q = (q * q.shape[-1] ** -0.5).unflatten(1, (groups, -1)).flatten(2, 3)
     scores = (q @ k.transpose(2, 3)).unflatten(2, (-1, length))
+    scores = scores.float() if narrow else scores
     if causal:
         mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
     if mask is not None:
-        hidden = torch.zeros(mask.shape, dtype=q.dtype, device=q.device).masked_fill(~mask, -1e9)
-        scores = scores + hidden[:, :, None]
-    seen = scores.softmax(-1).flatten(2, 3) @ v
+        hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=q.device)
+        scores = scores + hidden.masked_fill(~mask, -1e9)[:, :, None]
+    seen = scores.softmax(-1).to(v.dtype).flatten(2, 3) @ v
     return seen.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2).flatten(2)
 
 
@@ -379,7 +383,8 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         places = get_vision_position_ids(grid, visual.spatial_merge_size).to(patches.device)
         turn = visual.rotary_pos_emb(patches, places)
         # patches do not overlap: their convolution is a matrix product
-        hidden = F.linear(patches, visual.patch_embed.proj.weight.flatten(1))
+        weight = visual.patch_embed.proj.weight.flatten(1)
+        hidden = F.linear(patches.to(weight.dtype), weight)
         for block in visual.blocks:
             hidden = block(hidden, cu_seqlens=None, position_embeddings=turn)
         return hidden, visual.merger(hidden).view(len(patches), -1, vision.hidden_size)

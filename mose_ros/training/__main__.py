@@ -16,7 +16,6 @@ expert for each skill, for the tokens of images.
 """
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -24,8 +23,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
@@ -40,9 +39,9 @@ from mose_ros.training import (
     skill_labels,
     skill_report,
     stages,
-    validation,
 )
 from mose_ros.training.config import override, parse_seeds, resolve, write_json
+from mose_ros.training.fit import Fit
 from mose_ros.training.presets import STAGES, Training
 
 _LOG = logging.getLogger(__name__)
@@ -53,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; return the exit status."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format='%(levelname)s %(message)s')
-    for library in ('OpenGL', 'accelerate'):
+    for library in ('OpenGL', 'accelerate', 'onnx_ir', 'onnxscript'):
         logging.getLogger(library).setLevel(logging.WARNING)
     try:
         if storage.is_url(options.out) and options.verb not in ('pack', 'collect'):
@@ -92,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+_PRECISIONS = {'fp32': 'float32', 'fp16': 'float16'}
 _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 
@@ -168,7 +168,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--threads', type=int, default=0, help='of torch (default: all cores)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--allow-changes', action='store_true', help='go on with other settings')
-    parser.add_argument('--name', default='', help='of the bundle (default: mose-PRESET)')
+    parser.add_argument('--name', default='', help='of the bundle (default: that of --out)')
+    parser.add_argument(
+        '--precision',
+        choices=_PRECISIONS,
+        default='fp32',
+        help='of export: what the graphs compute in; fp16: products in float16, as TensorRT takes them',
+    )
+    parser.add_argument(
+        '--storage',
+        choices=_PRECISIONS,
+        help='of export: fp16 rounds the weights of an fp32 bundle, for half the file (default: the precision)',
+    )
     parser.add_argument(
         '--json', type=Path, help='where the parity report of export, the counts of convert go'
     )
@@ -380,45 +391,52 @@ class Run:
         )
 
     def export(self) -> None:
-        """Write the bundle of the newest model, proven against PyTorch."""
-        from mose_ros.modeling.driver import MoseDriver
-        from mose_ros.training import export
+        """Write the bundle of the newest model, or of --checkpoint, proven against PyTorch."""
+        from mose_ros.training import export, parity
 
-        training, folder = self.training, self.work / _round_folder(self.round)
-        checkpoint = self.options.checkpoint or folder / stages.MODEL
-        result = checkpoint.parent / stages.RESULT
-        if not result.is_file():
-            raise ValueError(f'{checkpoint} is no model of a finished stage; train it first')
-        trained = json.loads(result.read_text(encoding='utf-8'))
-        data = _open(self.data, self.options, training)
-        known = json.loads((data / annotate.DATASET).read_text(encoding='utf-8'))
-        out = self.options.out or self.work / 'bundle'
-        bundling = export.Bundling(
-            name=self.options.name or f'mose-{training.preset}',
-            tokenizer=storage.local_file(data / annotate.TOKENIZER),
-            action=annotate.normalizer(known, 'action'),
-            proprio=annotate.normalizer(known, 'proprio'),
-            anchor=training.data.fixed_views[0],
-            fixed_views=training.data.fixed_views,
-            top_k=training.data.top_k,
-            frame_gap=training.data.frame_gap,
-            history=training.data.history,
-            num_steps=validation.FLOW_STEPS,
-            training=resolve(training),
-            data={key: known[key] for key in ('clips', 'frames', 'counts')},
+        options = self.options
+        out = options.out or self.work / 'bundle'
+        checkpoint = options.checkpoint or self.work / _round_folder(self.round) / stages.MODEL
+        if not checkpoint.is_dir():
+            raise ValueError(
+                f'{checkpoint} is missing; train it first, or name a model with --checkpoint'
+            )
+        asked = export.Asked(
+            checkpoint=checkpoint,
+            out=out,
+            name=options.name or (out.name if options.out else f'mose-{self.training.preset}'),
+            precision=_PRECISIONS[options.precision],
+            storage=_PRECISIONS[options.storage or options.precision],
             commit=_commit(),
-            created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
-            quality={'validation': trained['validation'], 'minutes': self._minutes()},
+            views=self.training.data if options.settings else None,
+            **self._at_hand(),
         )
-        made = export.export(MoseDriver.load(checkpoint), out, bundling)
-        if self.options.json:
-            write_json(self.options.json, {'parity': dict(made.parity)})
-        _LOG.info('%s: %s', out, dict(made.parity))
+        found = None
+        try:
+            found = export.export_checkpoint(asked).parity
+        except parity.ParityError as error:
+            found = error.found
+            raise
+        finally:
+            if options.json and found:
+                write_json(options.json, {'precision': options.precision, 'parity': dict(found)})
+        _LOG.info('%s: %s', out, dict(found))
 
-    def _minutes(self) -> dict[str, float]:
-        """Return how long each finished stage trained."""
-        found = sorted(self.work.glob(f'*/{stages.RESULT}'))
-        return {p.parent.name: json.loads(p.read_text(encoding='utf-8'))['minutes'] for p in found}
+    def _at_hand(self) -> dict[str, Any]:
+        """Return what an export finds in the data: fit and tokenizer for a checkpoint without, clips for parity."""
+        if not storage.is_url(self.data) and not self.data.is_dir():
+            if self.options.data:
+                raise ValueError(
+                    f'{self.data} is no folder; leave --data out, or name that of the clips'
+                )
+            return {}
+        data = _open(self.data, self.options, self.training)
+        found: dict[str, Any] = {'clips': data} if isinstance(data, Path) else {}
+        if (data / annotate.DATASET).is_file():
+            found['fit'] = Fit.to_data(data, self.training)
+        if (data / annotate.TOKENIZER).is_file():
+            found['tokenizer'] = storage.local_file(data / annotate.TOKENIZER)
+        return found
 
     def dagger(self) -> None:
         """Let the bundle drive, label what it met, train on, export; as many rounds as asked for."""

@@ -4,118 +4,36 @@ No model is loaded: a tensor of the new checkpoint is one of the old, under the 
 one. So the memory needed is that of one shard, whatever the model's size, and weights keep their type, as bfloat16.
 """
 
-import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 from transformers import Qwen2VLConfig
 
+from mose_ros.core.bundle import TOKENIZER
 from mose_ros.core.skills import Taxonomy, default_path
+from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import PRESETS, DriverConfig, with_skills
-from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS, MoseDriver, read_config, written_beside
+from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS, MoseDriver, read_config
 from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture
 from mose_ros.modeling.qwen2vl import hf_config, mose_field, sized_like
 from mose_ros.training.config import override, write_json
+from mose_ros.training.fit import FIT, UNFITTED, Fit
+from mose_ros.training.room import check_disk
+from mose_ros.training.stored import INDEX, Checkpoint, Stored, read_hf_config
 
 SHARD = 2**31  # bytes of a shard, and so of memory
-SPARE = 2**24  # bytes for tokenizer, headers and the file system
-INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 BESIDE = ('*.json', '*.txt', '*.jinja')  # tokenizer, preprocessor and the like travel along
-_TYPES = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
-
-
-# ---- what is there ----
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A tensor in a file."""
-
-    file: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def size(self) -> int:
-        """Return the bytes."""
-        return prod(self.shape) * self.dtype.itemsize
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A folder in Hugging Face's format: configuration and tensors, by the names that transformers 5 gives them."""
-
-    folder: Path
-    config: Qwen2VLConfig
-    tensors: Mapping[str, Stored]
-
-    @classmethod
-    def open(cls, folder: str | Path) -> 'Checkpoint':
-        """Read configuration and headers, no weights; ValueError names the file and what is wrong with it."""
-        folder = Path(folder)
-        stored = {}
-        for path in _files(folder):
-            try:
-                with safe_open(path, 'pt') as file:
-                    for name in file.keys():  # noqa: SIM118 - a handle, no mapping
-                        part = file.get_slice(name)
-                        dtype = _TYPES.get(part.get_dtype())
-                        if dtype is None:
-                            raise ValueError(
-                                f'{path}: {name} is of type {part.get_dtype()}; '
-                                f'take a checkpoint in one of {", ".join(_TYPES)}'
-                            )
-                        place = Stored(path, name, tuple(part.get_shape()), dtype)
-                        stored[_today(name)] = place
-            except SafetensorError as error:
-                raise ValueError(f'{path} cannot be read ({error}); fetch it again') from None
-        return cls(folder, read_hf_config(folder), stored)
-
-
-def read_hf_config(folder: str | Path) -> Qwen2VLConfig:
-    """Return the configuration of a Qwen2-VL folder; ValueError when it is none."""
-    path = Path(folder) / 'config.json'
-    if not path.is_file():
-        raise ValueError(f'{folder} is no checkpoint of Hugging Face: it has no config.json')
-    try:
-        kind = json.loads(path.read_text(encoding='utf-8')).get('model_type')
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError) as error:
-        raise ValueError(f'{path} is no JSON of a model ({error})') from None
-    if kind != 'qwen2_vl':
-        raise ValueError(f"{path}: model_type is {kind!r}; a MoSE is made of a 'qwen2_vl'")
-    return Qwen2VLConfig.from_pretrained(folder)
-
-
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        names = json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()
-        paths = [folder / name for name in dict.fromkeys(names)]
-    else:
-        paths = [folder / SINGLE]
-    for path in paths:
-        if not path.is_file():
-            raise ValueError(
-                f'{path} is missing; fetch it, or save the checkpoint as safetensors again'
-            )
-    return paths
-
-
-def _today(name: str) -> str:
-    """Return a tensor's name in transformers 5; the published checkpoints have those of 4."""
-    name = re.sub(r'^visual\.', 'model.visual.', name)
-    return re.sub(r'^model\.(?!language_model\.|visual\.)', 'model.language_model.', name)
+_log = logging.getLogger(__name__)
 
 
 # ---- what is to be ----
@@ -207,7 +125,7 @@ def convert(
     """Write a MoSE checkpoint (`MoseDriver.load` reads it) made of a Qwen2-VL folder; return its `count`.
 
     Experts are copies of the FFNs they join, so it answers as the Qwen2-VL does; routers, view router and action expert
-    are drawn by the seed. ValueError, with nothing written, for a folder that is not whole or a disk that is too full.
+    are drawn by the seed, and scaled as `Fit.to_nothing` says. ValueError, with nothing written, for a folder that is not whole or a disk that is too full.
     """
     there = Checkpoint.open(source)
     if hasattr(there.config, 'mose'):
@@ -226,7 +144,9 @@ def convert(
     def origin(name: str) -> str:
         return re.sub(r'\.(image_)?experts\.\d+\.', '.', name)
 
-    _write(there, Path(out), driver, origin, routers, bar)
+    fit, tokenizer = Fit.to_nothing(config.action), there.folder / TOKENIZER
+    _write(there, Path(out), driver, origin, routers, bar, fit=fit, tokenizer=tokenizer)
+    _log.info('scales of actions and proprioception: %s', UNFITTED)
     return count(driver)
 
 
@@ -262,7 +182,8 @@ def widen(
     def origin(name: str) -> str:
         return name.replace('.image_experts.', '.experts.')
 
-    _write(there, Path(out), driver, origin, {}, bar)
+    fit = Fit.load(source) if (source / FIT).is_file() else None
+    _write(there, Path(out), driver, origin, {}, bar, fit=fit, tokenizer=source / TOKENIZER)
     return count(driver)
 
 
@@ -280,6 +201,9 @@ def _write(
     origin: Callable[[str], str],
     new: Mapping[str, torch.Tensor],
     bar: bool,
+    *,
+    fit: Fit | None,
+    tokenizer: Path,
 ) -> None:
     """Write the driver's checkpoint, the tensors of its language model being those of `origin(name)`, or new."""
     if out.resolve() in (there.folder.resolve(), *there.folder.resolve().parents):
@@ -288,7 +212,7 @@ def _write(
         raise ValueError(f'{out} is there and no checkpoint; choose another --out')
     plan = _plan(there, driver.vlm, origin, new)
     rest = sum(p.nbytes for n, p in driver.named_parameters() if not n.startswith('vlm.'))
-    _check_disk(out, sum(map(_size, plan.values())) + rest)
+    check_disk(out, sum(map(_size, plan.values())) + rest, 'the checkpoint')
     with written_beside(out) as partial:
         folder = partial / VLM
         folder.mkdir()
@@ -298,6 +222,8 @@ def _write(
         driver.vlm.config.save_pretrained(folder)
         _write_shards(folder, plan, bar)
         driver.save_rest(partial)
+        if fit is not None:
+            fit.save(partial, tokenizer if tokenizer.is_file() else None)
 
 
 def _plan(there, vlm, origin, new) -> dict[str, Stored | torch.Tensor]:
@@ -328,16 +254,6 @@ def _some(names: Collection[str]) -> str:
 
 def _size(value: Stored | torch.Tensor) -> int:
     return value.size if isinstance(value, Stored) else value.nbytes
-
-
-def _check_disk(out: Path, needed: int) -> None:
-    there = next(path for path in (out, *out.resolve().parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if free < needed + SPARE:
-        raise ValueError(
-            f'{there} has {free / 1e9:.1f} GB free, the checkpoint needs {(needed + SPARE) / 1e9:.1f} GB; '
-            'make room or choose another --out'
-        )
 
 
 def _write_shards(folder: Path, plan: Mapping[str, Stored | torch.Tensor], bar: bool) -> None:

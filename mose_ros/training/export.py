@@ -1,14 +1,18 @@
-"""From a trained network to the bundle that the vehicle runs: five ONNX graphs over one file of weights, and the proof.
+"""From a network to the bundle that the vehicle runs: five ONNX graphs over one file of weights, and the proof.
 
-The export ends by running the files through the engine against PyTorch; what that found is in the manifest.
+The export ends by running the files through the engine against PyTorch; what that found is in the manifest, which is written
+last: a folder without one is no bundle.
 """
 
+import contextlib
+import json
 import logging
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+import signal
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +22,32 @@ import onnx
 from mose_ros.core import action, vision
 from mose_ros.core.action import Normalizer
 from mose_ros.core.bundle import GRAPHS, TOKENIZER, Manifest
+from mose_ros.core.prompt import Tokenizer
 from mose_ros.core.types import Observation
-from mose_ros.modeling.driver import MoseDriver
+from mose_ros.engine.bundle import Bundle
+from mose_ros.modeling.beside import written_beside
+from mose_ros.modeling.config import DriverConfig
+from mose_ros.modeling.driver import MoseDriver, read_config
+from mose_ros.training.annotate import DATASET
+from mose_ros.training.config import Data
+from mose_ros.training.fit import FIT, Fit
 from mose_ros.training.graphs import trace
+from mose_ros.training.half import halve
+from mose_ros.training.moments import recorded_moments
 from mose_ros.training.parity import judge, parity
+from mose_ros.training.room import check_disk, check_memory
+from mose_ros.training.stages import RESULT
+from mose_ros.training.stored import count_numbers
+from mose_ros.training.validation import FLOW_STEPS
 from mose_ros.training.weights import WEIGHTS, Weights, rounded
 
+BASE = 1.5e9  # bytes of memory that an export takes beside weights
+PEAK = 2.0  # copies of the weights in float32 that tracing takes beside the network
+AGAINST = {  # (precision, storage) -> what parity holds the bundle against
+    ('float32', 'float32'): 'PyTorch float32',
+    ('float32', 'float16'): 'PyTorch float32, weights rounded to float16',
+    ('float16', 'float16'): 'PyTorch float32',
+}
 _log = logging.getLogger(__name__)
 
 
@@ -44,7 +68,8 @@ class Bundling:
     noise: Sequence[Sequence[float]] | None = None  # (H, 2) where the flow starts; None: zeros
     max_views: int = 6  # room for as many in the longest prompt
     max_new_tokens: int = 96
-    storage: str = 'float16'  # or 'float32'
+    precision: str = 'float32'  # what is computed in; see core.bundle.PRECISIONS
+    storage: str = ''  # of weights; float16 with precision float32: rounded, half the file. Default: the precision
     training: Mapping[str, Any] | None = None
     data: Mapping[str, Any] | None = None
     commit: str = ''
@@ -52,11 +77,14 @@ class Bundling:
     quality: Mapping[str, Any] | None = None
 
 
-def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
-    """Return the manifest of a network, without parity and files."""
-    config, b = driver.config, bundling
+def manifest(config: DriverConfig, bundling: Bundling) -> Manifest:
+    """Return the manifest of a network, without parity and files; ValueError for what no bundle can be made of."""
+    b = bundling
     if config.mose.routing == 'skill' and config.mose.router_scope != 'level':
         raise ValueError("bundles hold one decision a level; train with router_scope 'level'")
+    if (b.precision, b.storage or b.precision) not in AGAINST:
+        known = ', '.join(f'{precision} stored as {storage}' for precision, storage in AGAINST)
+        raise ValueError(f'no bundle of {b.precision} stored as {b.storage}; known: {known}')
     decoder, view = config.decoder, config.vision
     noise = np.zeros((config.action.horizon, 2)) if b.noise is None else np.asarray(b.noise)
     made = Manifest(
@@ -93,7 +121,8 @@ def manifest(driver: MoseDriver, bundling: Bundling) -> Manifest:
         proprio=list(action.PROPRIO),
         proprio_low=b.proprio.low.tolist(),
         proprio_high=b.proprio.high.tolist(),
-        storage=b.storage,
+        precision=b.precision,
+        storage=b.storage or b.precision,
         training=b.training or {},
         data=b.data or {},
         commit=b.commit,
@@ -111,40 +140,170 @@ def export(
     *,
     moments: Sequence[Observation] | None = None,
 ) -> Manifest:
-    """Write the bundle into `folder` and return its manifest; what was there is replaced only at the very end.
+    """Write the bundle of a float32 network, which is frozen, and return its manifest; what was there goes at the very end.
 
-    moments: what parity is measured on; default: noise pictures. ValueError when the files do not do what PyTorch does.
+    moments: recorded ones that parity is measured on; default: noise pictures. ParityError when the files do not do what PyTorch does,
+    ValueError when there is no room for them; nothing is written then, nor when the export is interrupted or killed.
     """
-    if bundling.storage not in ('float16', 'float32'):
-        raise ValueError(f"storage is 'float16' or 'float32', not {bundling.storage!r}")
-    folder = Path(folder)
-    partial = folder.with_name(folder.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        halve = bundling.storage == 'float16'
-        driver = (rounded(driver) if halve else deepcopy(driver)).float().cpu().eval()
-        driver.requires_grad_(False)
-        made = manifest(driver, bundling)
+    made = manifest(driver.config, bundling)
+    exact = driver.eval().requires_grad_(False)
+    if made.storage != made.precision:
+        exact = rounded(driver)
+    network = halve(deepcopy(exact)) if made.precision == 'float16' else exact
+    with terminable(), written_beside(folder) as partial:
         shutil.copyfile(bundling.tokenizer, partial / TOKENIZER)
-        with open(partial / WEIGHTS, 'wb') as file:
-            weights = Weights(file, halve)
-            for graph in GRAPHS:
-                model = trace(driver, graph)
-                weights.take(model)
-                (partial / f'{graph}.onnx').write_bytes(
-                    model.SerializeToString(deterministic=True)
-                )
-        for graph in GRAPHS:
-            onnx.checker.check_model(str(partial / f'{graph}.onnx'))
-        made.save(partial)
-        found = parity(driver, partial, moments)
-        made = replace(made, parity=found)
-        made.save(partial)
+        write_graphs(network, partial, halve=made.storage != made.precision)
+        bundle = Bundle(folder=partial, manifest=made, backend='onnxruntime', threads=2)
+        found = parity(exact, bundle, moments)
+        found['pictures'] = 'recorded' if moments else 'noise'
+        found['against'] = AGAINST[made.precision, made.storage]
         _log.info('parity of %s: %s', bundling.name, found)
-        judge(found)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        judge(found, made.precision)
+        replace(made, parity=found).save(partial)
     return Manifest.load(folder)
+
+
+def write_graphs(network: MoseDriver, folder: Path, halve: bool) -> None:
+    """Write the graphs and the file of their weights; `halve`: store as float16 what that holds without loss."""
+    with open(folder / WEIGHTS, 'wb') as file:
+        weights = Weights(file, halve)
+        for graph in GRAPHS:
+            model = trace(network, graph)
+            weights.take(model)
+            (folder / f'{graph}.onnx').write_bytes(model.SerializeToString(deterministic=True))
+    for graph in GRAPHS:
+        onnx.checker.check_model(str(folder / f'{graph}.onnx'), full_check=True)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let a termination end what is under way as an interrupt does, so that it cleans up behind itself."""
+
+    def stop(number, frame):
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread: signals are not ours
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+# ---- of a checkpoint ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which checkpoint becomes which bundle."""
+
+    checkpoint: Path  # a folder of `MoseDriver.save`
+    out: Path
+    name: str
+    precision: str = 'float32'  # as in Bundling, as the next
+    storage: str = ''
+    commit: str = ''
+    fit: Fit | None = None  # of an older checkpoint, which has none
+    tokenizer: Path | None = None  # likewise
+    views: Data | None = None  # that the checkpoint must have been trained with
+    clips: Path | None = None  # recorded ones, for parity
+
+
+def export_checkpoint(asked: Asked) -> Manifest:
+    """Write the bundle of a checkpoint, as `export` does; ValueError, before weights are read, when it cannot become one."""
+    checkpoint = asked.checkpoint
+    config = read_config(checkpoint)
+    fit, tokenizer = _fit(asked), _tokenizer(asked)
+    _check_tokenizer(tokenizer, config)
+    bundling = Bundling(
+        name=asked.name,
+        tokenizer=tokenizer,
+        action=fit.action,
+        proprio=fit.proprio,
+        anchor=fit.fixed_views[0],
+        fixed_views=fit.fixed_views,
+        top_k=fit.top_k,
+        frame_gap=fit.frame_gap,
+        history=fit.history,
+        num_steps=FLOW_STEPS,
+        precision=asked.precision,
+        storage=asked.storage,
+        training=fit.training,
+        data=fit.data,
+        commit=asked.commit,
+        created=datetime.now(timezone.utc).isoformat(timespec='seconds'),
+        quality=_quality(checkpoint),
+    )
+    made = manifest(config, bundling)
+    check_room(checkpoint, config, asked.out, made)
+    moments = None
+    if asked.clips is not None:
+        moments = recorded_moments(asked.clips, config.cameras, fit.frame_gap)
+    return export(MoseDriver.load(checkpoint), asked.out, bundling, moments=moments)
+
+
+def check_room(checkpoint: Path, config: DriverConfig, out: Path, made: Manifest) -> None:
+    """Raise ValueError, naming what is needed and what is there, unless disk and memory take the export."""
+    numbers = count_numbers(checkpoint)
+    head = (
+        config.decoder.vocab_size * config.decoder.width
+    )  # lies twice: as embedding, and transposed
+    size = np.dtype(made.storage).itemsize * (numbers + head)
+    check_disk(out, size, f'the bundle of {numbers / 1e9:.2f} B parameters')
+    networks = 1 if made.storage == made.precision == 'float32' else 2
+    memory = BASE + 4 * networks * numbers + PEAK * 4 * (numbers + head)
+    check_memory(int(memory), f'the export of {numbers / 1e9:.2f} B parameters')
+
+
+def _fit(asked: Asked) -> Fit:
+    if not (asked.checkpoint / FIT).is_file():
+        if asked.fit is None:
+            raise ValueError(
+                f'{asked.checkpoint} has no {FIT}: it was made by an older version; name with --data '
+                f'the folder of the clips that it was trained on, where {DATASET} and {TOKENIZER} lie'
+            )
+        return asked.fit
+    fit = Fit.load(asked.checkpoint)
+    if asked.views is not None and (wrong := fit.differences(asked.views)):
+        raise ValueError(
+            f'{asked.checkpoint} was trained otherwise: {"; ".join(wrong)}; leave these settings out'
+        )
+    return fit
+
+
+def _tokenizer(asked: Asked) -> Path:
+    own = asked.checkpoint / TOKENIZER
+    if own.is_file():
+        return own
+    if asked.tokenizer is None:
+        raise ValueError(
+            f'{own} is missing; copy there the one of the Qwen2-VL or of the data that the network '
+            'was made of, or name with --data a folder that has it'
+        )
+    return asked.tokenizer
+
+
+def _check_tokenizer(path: Path, config: DriverConfig) -> None:
+    tokenizer, decoder = Tokenizer.load(path), config.decoder
+    if tokenizer.image_id != decoder.image_id or tokenizer.vocab_size > decoder.vocab_size:
+        raise ValueError(
+            f'{path} is not the tokenizer of this network: it has {tokenizer.vocab_size} tokens, that of '
+            f'pictures is {tokenizer.image_id}; the network knows {decoder.vocab_size} and {decoder.image_id}'
+        )
+
+
+def _quality(checkpoint: Path) -> dict[str, Any]:
+    """Return what training measured, where the checkpoint lies in the folder of a stage."""
+    if not (checkpoint.parent / RESULT).is_file():
+        return {}
+    found = {
+        path.parent.name: json.loads(path.read_text(encoding='utf-8'))
+        for path in sorted(checkpoint.parent.parent.glob(f'*/{RESULT}'))
+    }
+    return {
+        'validation': found[checkpoint.parent.name]['validation'],
+        'minutes': {name: one['minutes'] for name, one in found.items()},
+    }

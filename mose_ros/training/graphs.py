@@ -1,8 +1,10 @@
 """The five graphs of a bundle: parts of the network as functions of tensors, traced to ONNX.
 
-Inputs and outputs are exactly those that docs/architecture.md lists. Only operators of the standard domain.
+Inputs and outputs are exactly those that docs/architecture.md lists; what is dynamic is what the vehicle changes: how many views
+and tokens there are. Only operators of the standard domain.
 """
 
+import contextlib
 from collections.abc import Iterator, Mapping
 
 import onnx
@@ -11,7 +13,9 @@ from torch import nn
 
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.modeling.driver import MoseDriver
+from mose_ros.modeling.mose import TokenMixture
 
+SURE = 1e4  # more than any score of a router
 OPSET = 20  # the newest that TensorRT 10.3, ONNX Runtime and torch's exporter all read or write in full
 
 
@@ -53,17 +57,20 @@ class Prefill(Graph):
     def forward(self, input_ids, embeds, position_ids, skill_override):
         vlm = self.driver.vlm
         everyone = torch.ones_like(input_ids, dtype=torch.float32)
-        done = vlm.read(
-            input_ids, embeds[None], position_ids, everyone, forced=skill_override[None]
-        )
-        logits = vlm.lm_head(done.hidden[:, -1])
+        with steered(self.driver, skill_override):
+            done = vlm.read(
+                input_ids, embeds[None], position_ids, everyone, forced=skill_override[None]
+            )
+        logits = vlm.lm_head(done.hidden[:, -1]).float()
         # without skill routers: 'general' on each level
         scores = done.scores or [logits.new_zeros(1, 1) for _ in skill_override]
         return (
             logits,
             torch.stack(done.keys),
             torch.stack(done.values),
-            done.skills[0],
+            skill_override.clamp(min=0)
+            if self.driver.config.mose.routing == 'token'
+            else done.skills[0],
             *scores,
         )
 
@@ -82,8 +89,10 @@ class Decode(Graph):
         vlm = self.driver.vlm
         hidden = vlm.model.language_model.embed_tokens(input_ids)
         past = list(zip(past_k.unbind(), past_v.unbind(), strict=True))
-        done = vlm(hidden, position_ids, skills=skills[None], past=past)
-        return vlm.lm_head(done.hidden[:, -1]), torch.stack(done.keys), torch.stack(done.values)
+        with steered(self.driver, skills):
+            done = vlm(hidden, position_ids, skills=skills[None], past=past)
+        logits = vlm.lm_head(done.hidden[:, -1]).float()
+        return logits, torch.stack(done.keys), torch.stack(done.values)
 
     def outputs(self):
         return ['logits', 'new_k', 'new_v']
@@ -107,6 +116,30 @@ class Action(Graph):
 PARTS = dict(zip(GRAPHS, (ViewRouter, Vision, Prefill, Decode, Action), strict=True))
 
 
+@contextlib.contextmanager
+def steered(driver: MoseDriver, wishes: torch.Tensor) -> Iterator[None]:
+    """Send all tokens to expert `wishes[level] - 1` of the level's token mixtures, for sure, where that is not below 0.
+
+    Token mixtures choose by themselves; this is how each of their experts can be driven, to be compared.
+    """
+    handles = []
+    for layer, decoder_layer in enumerate(driver.vlm.model.language_model.layers):
+        if not isinstance(decoder_layer.mlp, TokenMixture):
+            continue
+        wish = wishes[driver.config.mose.level_of(layer)]
+        experts = torch.arange(len(decoder_layer.mlp.experts))
+
+        def prefer(module, inputs, scores, wish=wish, experts=experts):
+            return scores + SURE * (experts == wish - 1).to(scores.dtype)
+
+        handles.append(decoder_layer.mlp.router.register_forward_hook(prefer))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def example_inputs(driver: MoseDriver) -> dict[str, dict[str, torch.Tensor]]:
     """Return inputs of every graph, of some size where sizes are dynamic."""
     config = driver.config
@@ -114,7 +147,9 @@ def example_inputs(driver: MoseDriver) -> dict[str, dict[str, torch.Tensor]]:
     length = int(batch.prompt_lengths[0])
     decoder, levels = config.decoder, len(config.mose.levels)
     shape = (decoder.layers, 1, decoder.kv_heads, length, decoder.head_dim)
-    past = {'past_k': torch.randn(shape), 'past_v': torch.randn(shape)}
+    carried = driver.vlm.lm_head.weight.dtype  # what passes from graph to graph
+    past = {name: torch.randn(shape).to(carried) for name in ('past_k', 'past_v')}
+    embeds = torch.randn(batch.patches.shape[1], config.vision.tokens, decoder.width).to(carried)
     override = torch.full((levels,), -1)
     return {
         'view_router': {
@@ -125,7 +160,7 @@ def example_inputs(driver: MoseDriver) -> dict[str, dict[str, torch.Tensor]]:
         'vision': {'patches': batch.patches[0]},
         'prefill': {
             'input_ids': batch.input_ids[:, :length],
-            'embeds': torch.randn(batch.patches.shape[1], config.vision.tokens, decoder.width),
+            'embeds': embeds,
             'position_ids': batch.position_ids[:, :, :length].contiguous(),
             'skill_override': override,
         },

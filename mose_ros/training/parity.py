@@ -1,103 +1,104 @@
 """The proof of a bundle: its files, run by the engine, beside the network that they were made of."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from mose_ros.core import action, prompt, vision
-from mose_ros.core.bundle import TOKENIZER, Manifest
-from mose_ros.core.types import Command, EgoState, Guidance, Observation
+from mose_ros.core.bundle import Manifest
+from mose_ros.core.types import Observation
+from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import ACTION, Driver
 from mose_ros.engine.view_router import ViewRouter
 from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training.graphs import Decode, Prefill
+from mose_ros.training.moments import fake_moments
 
-LIMITS = {
-    'logits_max_abs': 1e-3,
-    'trajectory_max_m': 1e-3,
-}  # against PyTorch with the same weights
+LIMITS = {  # by precision; against PyTorch in float32
+    'float32': {'logits_max_abs': 1e-3, 'trajectory_max_m': 1e-3},
+    'float16': {'logits_max_abs': 0.1, 'trajectory_max_m': 0.02},
+}
+EQUALS = ('text_equal', 'views_equal', 'skills_equal')
 
 
-def fake_moments(cameras: Sequence[str], count: int = 6, seed: int = 0) -> list[Observation]:
-    """Return moments with pictures of coloured blotches, every state and command, a camera missing now and then."""
-    random = np.random.default_rng(seed)
-    moments = []
-    for index in range(count):
-        images = {
-            name: np.kron(
-                random.integers(0, 256, (6, 10, 3), dtype=np.uint8), np.ones((24, 32, 1), np.uint8)
-            )
-            for name in cameras
-        }
-        if index % 3 == 2:
-            del images[cameras[-1]]
-        ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=float(random.uniform(0, 14)))
-        near, far = random.uniform([5, -3], [10, 3]), random.uniform([12, -9], [25, 9])
-        command = list(Command)[index % len(Command)]
-        guidance = Guidance(near=near, far=far, command=command)
-        moments.append(Observation(time=0.1 * index, images=images, ego=ego, guidance=guidance))
-    return moments
+class ParityError(ValueError):
+    """A bundle that does not do what its network does; `found` is the report, the message names what is apart."""
+
+    def __init__(self, message: str, found: Mapping[str, Any]):
+        super().__init__(message)
+        self.found = found
 
 
 def parity(
-    driver: MoseDriver, folder: str | Path, moments: Sequence[Observation] | None = None
+    driver: MoseDriver, bundle: Bundle, moments: Sequence[Observation] | None = None
 ) -> dict[str, Any]:
-    """Run a bundle through the engine beside the network it was made of, and return how far they are apart.
+    """Run a bundle through the engine beside a network in float32, and return how far they are apart.
 
-    The network must hold the bundle's weights (see `rounded`). Every expert is also forced and compared:
-    `experts_reached` counts those where the engine, told to use it, answers as PyTorch does with it.
+    Every expert is driven too: `experts_reached` counts those where the engine, told to use it, answers as PyTorch does
+    with it, and not as PyTorch does with another. Moments are noise pictures where none are given.
     """
-    engine, router = Driver(folder), ViewRouter(folder)
-    m = engine.manifest
-    moments = fake_moments(m.cameras) if moments is None else moments
-    reference = _Reference(driver, m, Path(folder) / TOKENIZER)
+    engine, router = Driver(bundle), ViewRouter(bundle)
+    m = bundle.manifest
+    moments = moments or fake_moments(m.cameras)
+    reference = _Reference(driver, m, bundle.tokenizer())
     worst = {'logits_max_abs': 0.0, 'trajectory_max_m': 0.0}
-    equal = {'text_equal': True, 'views_equal': True, 'skills_equal': True}
+    equal = dict.fromkeys(EQUALS, True)
     looked = []
     for moment in moments:
         views = router.select(moment.time, moment.images, moment.ego, moment.guidance)
         plan = engine.plan(views, moment.ego, moment.guidance)
         text = (list(engine.reason()) or [''])[-1]
         want = reference.plan(views, moment, m.max_new_tokens)
-        looked.append((views, moment, want))
+        looked.append((views, moment))
         gaps = _gaps(m, engine, plan, want)
         worst = {name: max(worst[name], gap) for name, gap in gaps.items()}
         equal['text_equal'] &= text == reference.text(want.answer)
         equal['views_equal'] &= views.names == reference.views(moment, views)
         equal['skills_equal'] &= _chain(plan, m) == (*want.skills, want.action_skill)
-    reached = _reach_experts(m, engine, reference, *looked[0])
-    total = sum(map(len, m.levels.values())) + len(m.action_skills)
+    driven = _drive_skills(m, engine, reference, *looked[-1])
+    if driver.config.mose.routing == 'token':
+        driven += _drive_tokens(driver, bundle, reference.inputs(*looked[-1]))
     return {
         **worst,
         **equal,
-        'experts_reached': len(reached),
-        'experts_total': total,
+        'experts_reached': sum(driven),
+        'experts_total': len(driven),
         'moments': len(moments),
-        'against': f'PyTorch float32, weights rounded to {m.storage}',
     }
+
+
+def judge(found: Mapping[str, Any], precision: str) -> None:
+    """Raise ParityError, naming what is apart, unless the bundle does what PyTorch does."""
+    wrong = [
+        f'{name} {found[name]:.2g} > {limit}'
+        for name, limit in LIMITS[precision].items()
+        if not found[name] <= limit
+    ]
+    wrong += [name.replace('_equal', ' not equal') for name in EQUALS if not found[name]]
+    if found['experts_reached'] != found['experts_total']:
+        wrong.append(f'{found["experts_reached"]} of {found["experts_total"]} experts reached')
+    if wrong:
+        raise ParityError(
+            f'the exported bundle differs from PyTorch, so it is not kept: {", ".join(wrong)}',
+            found,
+        )
 
 
 class _Reference:
     """The network asked as the engine is, by way of core alone."""
 
-    def __init__(self, driver: MoseDriver, m: Manifest, tokenizer: Path):
-        self._driver, self._m = driver, m
-        self._tokenizer = prompt.Tokenizer.load(tokenizer)
+    def __init__(self, driver: MoseDriver, m: Manifest, tokenizer: prompt.Tokenizer):
+        self._driver, self._m, self._tokenizer = driver, m, tokenizer
 
     def plan(self, views, moment, max_new_tokens=0, **override):
         m = self._m
-        frames = vision.split_views(views.image, len(views.names), m.view_frames)
-        normal = vision.normalize(frames, m.mean, m.std)
-        patches = np.stack([vision.patchify(view, m.patch, m.merge) for view in normal])
-        text = prompt.question(views.names, moment.ego, moment.guidance)
-        ids = self._tokenizer.encode_prompt(text, m.tokens_per_view)
-        positions = prompt.rope_positions(ids, self._tokenizer.image_id, m.grid)
+        patches, ids, positions = self.inputs(views, moment)
         return self._driver.plan(
-            torch.from_numpy(patches),
-            torch.from_numpy(ids),
-            torch.from_numpy(positions),
+            patches,
+            ids,
+            positions,
             torch.from_numpy(self._proprio(moment)),
             torch.tensor(m.noise, dtype=torch.float32),
             num_steps=m.num_steps,
@@ -105,6 +106,17 @@ class _Reference:
             end_id=self._tokenizer.end_id,
             **override,
         )
+
+    def inputs(self, views, moment) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the patches (V, N, D), the prompt (T) and its positions (3, T)."""
+        m = self._m
+        frames = vision.split_views(views.image, len(views.names), m.view_frames)
+        normal = vision.normalize(frames, m.mean, m.std)
+        patches = np.stack([vision.patchify(view, m.patch, m.merge) for view in normal])
+        text = prompt.question(views.names, moment.ego, moment.guidance)
+        ids = self._tokenizer.encode_prompt(text, m.tokens_per_view)
+        positions = prompt.rope_positions(ids, self._tokenizer.image_id, m.grid)
+        return tuple(torch.from_numpy(one) for one in (patches, ids, positions))
 
     def text(self, answer) -> str:
         return self._tokenizer.decode(answer)
@@ -143,33 +155,90 @@ def _chain(plan, m) -> tuple[int, ...]:
     return (*levels, list(m.action_skills).index(plan.action_skill))
 
 
-def _reach_experts(m, engine, reference, views, moment, want) -> list[tuple[str, str]]:
-    reached = []
+# ---- every expert ----
+
+
+def _drive_skills(m, engine, reference, views, moment) -> list[bool]:
+    """Force each skill on its level, and return which of their experts answered as PyTorch's do.
+
+    With expert groups the prompt's images and words drive both experts of a skill.
+    """
     ladders = {**m.levels, ACTION: m.action_skills}
+    reached = []
     for place, (level, skills) in enumerate(ladders.items()):
+        said, wanted, fits = [], [], []
         for index, skill in enumerate(skills):
             plan = engine.plan(views, moment.ego, moment.guidance, force={level: skill})
             chain = [-1] * len(ladders)
             chain[place] = index
-            forced = reference.plan(
+            want = reference.plan(
                 views, moment, skill_override=chain[:-1], action_override=chain[-1]
             )
-            gaps = _gaps(m, engine, plan, forced)
-            same = _chain(plan, m) == (*forced.skills, forced.action_skill)
-            if same and all(gaps[name] <= limit for name, limit in LIMITS.items()):
-                reached.append((level, skill))
+            gaps = _gaps(m, engine, plan, want)
+            same = _chain(plan, m) == (*want.skills, want.action_skill)
+            fits.append(same and _within(m, gaps))
+            if level == ACTION:
+                said.append(plan.trajectory.xy)
+                wanted.append(
+                    action.to_trajectory(want.action.numpy(), m.action_normalizer(), 0.0, m.dt).xy
+                )
+            else:
+                said.append(engine.thought.logits[0])
+                wanted.append(want.logits.numpy())
+        reached += [fit and own for fit, own in zip(fits, _own(said, wanted), strict=True)]
     return reached
 
 
-def judge(found: Mapping[str, Any]) -> None:
-    """Raise ValueError, naming what is apart, unless the bundle does what PyTorch does."""
-    wrong = [
-        f'{name} {found[name]:.2g} > {limit}'
-        for name, limit in LIMITS.items()
-        if not found[name] <= limit
-    ]
-    wrong += [name for name in ('text_equal', 'views_equal', 'skills_equal') if not found[name]]
-    if found['experts_reached'] != found['experts_total']:
-        wrong.append(f'{found["experts_reached"]} of {found["experts_total"]} experts reached')
-    if wrong:
-        raise ValueError(f'the exported bundle differs from PyTorch: {", ".join(wrong)}')
+@torch.no_grad()
+def _drive_tokens(driver, bundle, inputs) -> list[bool]:
+    """Send all tokens to each expert of each level's token mixtures, at prefill and at decode; return as above."""
+    m, (patches, ids, positions) = bundle.manifest, inputs
+    graphs = {name: bundle.session(name) for name in ('prefill', 'decode')}
+    torches = {'prefill': Prefill(driver).eval(), 'decode': Decode(driver).eval()}
+    embeds = driver.vlm.see(patches)[1]
+    levels, reached = len(m.levels), []
+
+    def both(name, given):
+        """Return what the graph and the network say to the same inputs, its as the graph's types."""
+        ports = graphs[name].inputs
+        own = {key: value.numpy().astype(ports[key].dtype) for key, value in given.items()}
+        got = list(graphs[name].run(own).values())[:3]
+        return got, [one.numpy() for one in torches[name](*given.values())[:3]]
+
+    for level in range(levels):
+        said, wanted, fits = [], [], []
+        for expert in range(driver.config.mose.token_experts):
+            wish = torch.full((levels,), -1)
+            wish[level] = expert + 1
+            given = {'input_ids': ids[None], 'embeds': embeds, 'position_ids': positions[:, None]}
+            got, want = both('prefill', given | {'skill_override': wish})
+            place = torch.full((3, 1, 1), int(positions.max()) + 1)
+            given = {'input_ids': ids[None, -1:], 'position_ids': place}
+            given |= {
+                name: torch.from_numpy(past)
+                for name, past in zip(('past_k', 'past_v'), want[1:], strict=True)
+            }
+            next_got, next_want = both('decode', given | {'skills': wish.clamp(min=0)})
+            said.append(np.concatenate([got[0][0], next_got[0][0]]))
+            wanted.append(np.concatenate([want[0][0], next_want[0][0]]))
+            fits.append(_within(m, {'logits_max_abs': float(np.abs(said[-1] - wanted[-1]).max())}))
+        reached += [fit and own for fit, own in zip(fits, _own(said, wanted), strict=True)]
+    return reached
+
+
+def _within(m, gaps: Mapping[str, float]) -> bool:
+    return all(gap <= LIMITS[m.precision][name] for name, gap in gaps.items())
+
+
+def _own(said: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> list[bool]:
+    """Return which answers are not nearer to that of another expert, where the two can be told apart."""
+    own = []
+    for mine, (here, want) in enumerate(zip(said, wanted, strict=True)):
+        apart = np.abs(here - want).max()
+        others = [
+            (np.abs(here - other).max(), np.abs(want - other).max())
+            for place, other in enumerate(wanted)
+            if place != mine
+        ]
+        own.append(not any(near < apart and 2 * near < between for near, between in others))
+    return own

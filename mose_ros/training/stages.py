@@ -23,6 +23,7 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import annotate, checkpoints
 from mose_ros.training.config import Data, differences, filled, resolve, write_json
+from mose_ros.training.fit import Fit
 from mose_ros.training.index import Index
 from mose_ros.training.loop import Limits, Loop
 from mose_ros.training.presets import Stage, Training
@@ -166,6 +167,8 @@ def _write_model(loop: Loop, identity: Mapping) -> None:
             corrupt.total(),
             ', '.join(sorted(corrupt)),
         )
+    fit = Fit.to_data(loop.index.root, loop.training)
+    fit.save(loop.folder / MODEL, loop.index.root / annotate.TOKENIZER)
     result = {
         'identity': identity,
         'steps': loop.step,

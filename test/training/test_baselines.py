@@ -1,6 +1,7 @@
 """Baselines are settings of a preset: composed by name, trained by the same command, exported by the same graphs."""
 
 import json
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +13,17 @@ from mose_ros.core.action import PROPRIO, Normalizer
 from mose_ros.core.bundle import Manifest
 from mose_ros.core.rig import CAMERAS
 from mose_ros.engine import session
+from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.view_router import ViewRouter
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import annotate, export, graphs, parity, presets, stages, weights
+from mose_ros.training import annotate, export, graphs, parity, presets, stages
 from mose_ros.training.batches import validation_keys
 from mose_ros.training.config import override
+from mose_ros.training.fit import Fit
 from mose_ros.training.index import Index
+from mose_ros.training.moments import fake_moments
 from mose_ros.training.samples import Samples
 
 
@@ -75,7 +79,7 @@ def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
         num_steps=2,
         max_new_tokens=4,
     )
-    moments = parity.fake_moments(config.cameras, count=3)
+    moments = fake_moments(config.cameras, count=3)
 
     export.export(driver, tmp_path / 'bundle', bundling, moments=moments)
 
@@ -85,18 +89,21 @@ def test_a_token_moe_without_view_and_action_routers_becomes_a_bundle(tmp_path):
     found = manifest.parity
     assert found['logits_max_abs'] < 1e-4 and found['trajectory_max_m'] < 1e-4
     assert found['text_equal'] and found['views_equal'] and found['skills_equal']
-    assert found['experts_reached'] == found['experts_total'] == 3 + 1
+    experts = 3 * config.mose.token_experts
+    assert found['experts_reached'] == found['experts_total'] == 3 + 1 + experts
     views = ViewRouter(tmp_path / 'bundle').select(
         0.0, moments[0].images, moments[0].ego, moments[0].guidance
     )
     assert views.names == ('front',)
 
-    changed = weights.rounded(driver).eval()
-    with torch.no_grad():
-        for name, weight in changed.named_parameters():
-            if 'layers.2.mlp.experts' in name:
-                weight.mul_(1.5)
-    assert parity.parity(changed, tmp_path / 'bundle', moments)['logits_max_abs'] > 1e-3
+    bundle = Bundle.open(tmp_path / 'bundle', threads=1)
+    for expert in (1, 3):  # whichever the tokens of these moments choose
+        changed = deepcopy(driver)
+        mixture = changed.vlm.model.language_model.layers[2].mlp
+        with torch.no_grad():
+            mixture.experts[expert].down_proj.weight.mul_(1.5)
+        found = parity.parity(changed, bundle, moments[:1])
+        assert found['experts_reached'] < found['experts_total']
 
 
 @pytest.mark.parametrize(
@@ -151,6 +158,10 @@ def test_baselines_train_on_their_views(drawn, tmp_path, variants, views, parts)
     training = presets.preset(f'nano+{variants}')
     limits = stages.Limits(bar=False)
     model = stages.train('action', training, data, tmp_path / 'action', limits=limits)
+    fit = Fit.load(model)
+    assert fit == Fit.to_data(data, training) and fit.data['clips'] == 3
+    assert (tuple(fit.fixed_views), fit.top_k) == (training.data.fixed_views, 0)
+    assert (model / 'tokenizer.json').read_bytes() == (data / 'tokenizer.json').read_bytes()
     told = json.loads((model.parent / stages.RESULT).read_text(encoding='utf-8'))
     assert parts <= set(told['validation']) and told['validation']['ade_m'] > 0
     absent = {'routers', 'view_router', 'action_router', 'balance'} - parts

@@ -214,9 +214,14 @@ def test_the_chain_ends_in_a_bundle_that_drives(data, tmp_path):
     for stage in presets.STAGES:
         assert command.main([stage, *run]) == 0
     assert command.main(['router', *run, '--set', 'router.steps=3']) == 1  # it says what differs
-    assert command.main(['export', *run]) == 0
-    manifest = Manifest.load(tmp_path / 'bundle')
+    report, bundle = tmp_path / 'parity.json', tmp_path / 'bundle'
+    export = ['export', '--checkpoint', str(tmp_path / 'action' / 'model')]  # it says all itself
+    assert command.main([*export, '--out', str(bundle), '--json', str(report)]) == 0
+    manifest = Manifest.load(bundle)
     assert manifest.parity['experts_reached'] == manifest.parity['experts_total']
+    assert json.loads(report.read_text(encoding='utf-8'))['parity'] == manifest.parity
+    assert manifest.training['preset'] == 'nano' and manifest.data['clips'] == 4
+    assert set(manifest.quality['minutes']) == set(presets.STAGES)
     driven = Collect(
         families=('normal',), seeds='5', processes=1, max_seconds=2.0, software_share=1.0,
         policy=str(tmp_path / 'bundle'), round=1, expert_share=0.0,

@@ -1,6 +1,7 @@
 """A bundle does what its network does, whole, with every expert, and says so in its manifest."""
 
 import hashlib
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from mose_ros.core.bundle import GRAPHS, Manifest
 from mose_ros.core.skills import Taxonomy
 from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.engine import session
+from mose_ros.engine.bundle import Bundle
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import export, graphs, parity, weights
@@ -59,6 +61,7 @@ def made(tmp_path_factory):
         proprio=Normalizer(np.full(len(PROPRIO), -20.0), np.full(len(PROPRIO), 20.0)),
         num_steps=3,
         max_new_tokens=5,
+        storage='float16',
         data={'clips': 3},
     )
     export.export(driver, folder / 'nano', bundling)
@@ -80,13 +83,14 @@ def test_the_manifest_tells_what_was_found(made):
 def test_another_network_is_told_from_this_one(made):
     driver, folder, _ = made
     changed = weights.rounded(driver).eval()
-    assert parity.parity(changed, folder)['logits_max_abs'] < 1e-4
+    bundle = Bundle.open(folder, threads=1)
+    assert parity.parity(changed, bundle)['logits_max_abs'] < 1e-4
     with torch.no_grad():
         changed.vlm.model.language_model.layers[3].mlp.experts[2].down_proj.weight.mul_(2)
-    found = parity.parity(changed, folder)
+    found = parity.parity(changed, bundle)
     assert found['experts_reached'] < found['experts_total']
-    with pytest.raises(ValueError, match='of 8 experts reached'):
-        parity.judge(found)
+    with pytest.raises(parity.ParityError, match='of 8 experts reached'):
+        parity.judge(found, 'float32')
 
 
 def test_each_weight_lies_once_and_in_half(made):
@@ -174,6 +178,108 @@ def test_a_failed_export_leaves_the_old_bundle_alone(made, monkeypatch):
         export.export(driver, folder, bundling)
     assert (folder / 'manifest.json').read_bytes() == before
     Manifest.load(folder)
-    with pytest.raises(ValueError, match="storage is 'float16' or 'float32'"):
+    with pytest.raises(ValueError, match='no bundle of float32 stored as int8'):
         export.export(driver, folder, replace(bundling, storage='int8'))
     assert list(folder.parent.glob('*.partial')) == []
+
+
+# ---- float16 ----
+
+
+@pytest.fixture(scope='module')
+def half(tmp_path_factory):
+    """Return a smaller network, the folder of its bundle of float16, and what was said of it."""
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp('half')
+    path = make_tokenizer(folder)
+    levels = {'planning': {'general': '', 'normal': '', 'give_way': ''}}
+    nano = preset('nano')
+    config = preset(
+        'nano',
+        tokenizer=prompt.Tokenizer.load(path),
+        taxonomy=Taxonomy(levels),
+        decoder=replace(nano.decoder, layers=2),
+        mose=MoseConfig(layers=((1,),)),
+    )
+    driver = MoseDriver(config)
+    with torch.no_grad():
+        for name, weight in driver.named_parameters():
+            if 'experts' in name:
+                weight.mul_(1 + torch.rand_like(weight))
+    reach = np.ones((config.action.horizon, 2), np.float32)
+    bundling = export.Bundling(
+        name='half',
+        tokenizer=path,
+        action=Normalizer(-5 * reach, 5 * reach),
+        proprio=Normalizer(np.full(len(PROPRIO), -20.0), np.full(len(PROPRIO), 20.0)),
+        num_steps=3,
+        max_new_tokens=5,
+        precision='float16',
+    )
+    export.export(driver, folder / 'half', bundling)
+    return driver, folder / 'half', bundling
+
+
+def types(graph, outer=None):
+    """Yield each node of a graph and of those inside its conditions, with the types of its inputs."""
+    known = dict(outer or {})
+    known |= {
+        one.name: one.type.tensor_type.elem_type for one in [*graph.value_info, *graph.input]
+    }
+    known |= {one.name: one.type.tensor_type.elem_type for one in graph.output}
+    known |= {one.name: one.data_type for one in graph.initializer}
+    for node in graph.node:
+        yield node, [known.get(name) for name in node.input]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from types(attribute.g, known)
+
+
+def test_products_of_a_float16_bundle_are_float16_and_what_decides_is_not(half):
+    _, folder, _ = half
+    found = {}
+    for graph in GRAPHS:
+        model = onnx.load(folder / f'{graph}.onnx')
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        assert {one.domain for one in model.opset_import} == {''}
+        assert [one.version for one in model.opset_import] == [graphs.OPSET]
+        for node, kinds in types(model.graph):
+            assert None not in [k for k, name in zip(kinds, node.input, strict=True) if name]
+            found.setdefault((graph, node.op_type), []).append((kinds[0], ''.join(node.input)))
+    half_, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
+    wide = {op for (_, op), rows in found.items() for kind, _ in rows if kind == single}
+    assert {'Softmax', 'ReduceMean', 'LayerNormalization', 'ArgMax', 'Conv'} <= wide
+    for op in ('Softmax', 'ReduceMean', 'LayerNormalization', 'ArgMax', 'Conv'):
+        kinds = {k for (_, one), rows in found.items() if one == op for k, _ in rows}
+        assert kinds == {single}, op
+    products = [row for (g, op), rows in found.items() if op in ('MatMul', 'Gemm') for row in rows]
+    assert sum(kind == half_ for kind, _ in products) > 30
+    assert all(kind == half_ for kind, _ in found['vision', 'MatMul'] + found['decode', 'MatMul'])
+    routed = [k for k, name in found['prefill', 'Gemm'] if 'routers' in name]
+    assert routed == [single]
+
+
+def test_a_float16_bundle_does_what_its_float32_network_does(half):
+    driver, folder, _ = half
+    manifest = Manifest.load(folder)
+    found = manifest.parity
+    assert (manifest.precision, manifest.storage) == ('float16', 'float16')
+    assert found['against'] == 'PyTorch float32' and found['pictures'] == 'noise'
+    assert 1e-6 < found['trajectory_max_m'] < 0.02 and 1e-6 < found['logits_max_abs'] < 0.01
+    assert found['text_equal'] and found['views_equal'] and found['skills_equal']
+    assert found['experts_reached'] == found['experts_total'] == 3 + 2
+    assert all(weight.dtype == torch.float32 for weight in driver.parameters())
+    size = (folder / weights.WEIGHTS).stat().st_size
+    assert size < 2.6 * sum(p.numel() for p in driver.parameters())
+
+
+def test_experts_of_a_float16_bundle_are_told_from_one_another(half):
+    driver, folder, _ = half
+    experts = driver.vlm.model.language_model.layers[1].mlp.experts
+    bundle = Bundle.open(folder, threads=1)
+    swapped = deepcopy(driver)
+    own = swapped.vlm.model.language_model.layers[1].mlp.experts
+    own[1].load_state_dict(experts[2].state_dict())
+    own[2].load_state_dict(experts[1].state_dict())
+    assert parity.parity(driver, bundle)['experts_reached'] == 5
+    assert parity.parity(swapped, bundle)['experts_reached'] == 3
