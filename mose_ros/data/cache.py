@@ -20,6 +20,10 @@ ATTEMPTS = 3
 _PARTIAL, _LOCK = '.partial', 'lock'
 
 
+class WrongFile(OSError):
+    """Something came that is not what was asked for; the text goes on after the name of that."""
+
+
 class Cache:
     """Safe between threads and processes: each file is fetched by one of them, beside, checked, and renamed."""
 
@@ -42,8 +46,8 @@ class Cache:
     def path(self, sha: str, size: int, fetch: Callable[[Path], object]) -> Path:
         """Return a local file of that hash, fetched if it is not here; another process may remove it at any time.
 
-        fetch: writes the file to a path. It is tried again when it fails or brings something else; OSError after the
-        last time, and at once where there is no such file.
+        fetch: writes the file to a path. It is tried again when it fails or brings something else; OSError, or
+        WrongFile, after the last time, and FileNotFoundError at once.
         """
         final = self.folder / sha
         if self.holds(sha, size):
@@ -67,9 +71,9 @@ class Cache:
                 fetch(partial)
                 found = partial.stat().st_size
                 if found != size:
-                    raise OSError(f'it has {found} bytes instead of {size}')
+                    raise WrongFile(f'has {found} bytes instead of {size}')
                 if (actual := sha256(partial)) != sha:
-                    raise OSError(f'its sha256 is {actual[:12]} instead of {sha[:12]}')
+                    raise WrongFile(f'has sha256 {actual[:12]} instead of {sha[:12]}')
                 return
             except FileNotFoundError:
                 raise

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from mose_ros.data.cache import Cache
+from mose_ros.data.cache import Cache, WrongFile
 from mose_ros.data.remote import Remote
 from mose_ros.data.shards import INDEX, Index, Shards, Whole
 
@@ -223,7 +223,7 @@ class _Here:
     def path(self, whole: Whole) -> Path:
         path = self.folder / whole.name
         if (size := path.stat().st_size) != whole.size:
-            raise OSError(errno.EIO, f'it has {size} bytes instead of {whole.size}')
+            raise OSError(errno.EIO, f'{path} has {size} bytes instead of {whole.size}')
         return path
 
     def holds(self, whole: Whole) -> bool:
@@ -243,9 +243,12 @@ class _There:
         return self.remote.where
 
     def path(self, whole: Whole) -> Path:
-        return self.cache.path(
-            whole.sha256, whole.size, lambda to: self.remote.download(whole.name, to)
-        )
+        try:
+            return self.cache.path(
+                whole.sha256, whole.size, lambda to: self.remote.download(whole.name, to)
+            )
+        except WrongFile as error:
+            raise OSError(errno.EIO, f'{self.where}/{whole.name} {error}') from None
 
     def holds(self, whole: Whole) -> bool:
         return self.cache.holds(whole.sha256, whole.size)
@@ -266,6 +269,7 @@ class _Unpacked:
             ) from None
         if not self._names:
             raise ValueError(f'{self.where} is empty, or there is no such folder')
+        _LOG.warning('%s is not packed: every picture is a request; pack it to train', self.where)
         self._folders: dict[str, set[str]] = {}
         for name in self._names:
             while name:
