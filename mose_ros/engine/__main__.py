@@ -10,10 +10,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from mose_ros.core.bundle import GRAPHS
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
 from mose_ros.engine import bench, session
-from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.bundle import WORKSPACE, Bundle
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.policy import Policy
 from mose_ros.engine.view_router import MODES, ViewRouter
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(options) -> int:
     """Verify hashes and graphs, then plan twice on grey pictures: both plans must be the same bits."""
-    bundle = Bundle.open(options.bundle, backend=options.backend, threads=options.threads)
+    bundle = _open(options)
     m = bundle.manifest
     print(f'{len(m.files)} files as the manifest says')
     router, driver = ViewRouter(bundle), Driver(bundle)
@@ -49,8 +50,13 @@ def check(options) -> int:
 
 def build(options) -> int:
     """Build what the backend needs before it can run the bundle."""
-    bundle = Bundle.open(options.bundle, backend=options.backend, threads=options.threads)
-    print(f'{bundle.backend} runs the ONNX files as they are: nothing to build')
+    bundle = _open(options)
+    if bundle.backend == 'onnxruntime':
+        print(f'{bundle.backend} runs the ONNX files as they are: nothing to build')
+        return 0
+    for graph in GRAPHS:
+        bundle.session(graph)
+        print(f'{graph}: its engine is ready')
     return 0
 
 
@@ -88,14 +94,20 @@ def run(options) -> int:
     return 0
 
 
-def _load(options) -> Policy:
-    return Policy.load(
+def _open(options) -> Bundle:
+    return Bundle.open(
         options.bundle,
-        options.backend,
-        options.threads,
-        mode=options.mode,
-        force_view=options.view,
+        backend=options.backend,
+        threads=options.threads,
+        engines=options.engines,
+        workspace=options.workspace << 20,
     )
+
+
+def _load(options) -> Policy:
+    bundle = _open(options)
+    router = ViewRouter(bundle, mode=options.mode, force_view=options.view)
+    return Policy(router, Driver(bundle))
 
 
 def _think(router: ViewRouter, driver: Driver, seen: Observation):
@@ -121,6 +133,12 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument('bundle', type=Path, help='folder of the bundle')
         command.add_argument('--backend', choices=session.BACKENDS, default='auto')
         command.add_argument('--threads', type=int, default=2, help='of one run of a graph')
+        command.add_argument(
+            '--engines', type=Path, metavar='FOLDER', help='for what TensorRT builds'
+        )
+        command.add_argument(
+            '--workspace', type=int, default=WORKSPACE >> 20, metavar='MIB', help='for its builder'
+        )
         command.add_argument('--verbose', action='store_true')
         if name in ('bench', 'run'):
             command.add_argument(

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from mose_ros.core import prompt
-from mose_ros.core.bundle import MANIFEST, TOKENIZER, BundleError, Manifest, sha256
+from mose_ros.core.bundle import GRAPHS, MANIFEST, TOKENIZER, BundleError, Manifest, sha256
 from mose_ros.engine import session
-from mose_ros.engine.session import Port, Session
+from mose_ros.engine.session import Build, Port, Session
 
+WORKSPACE = 1 << 30
 _log = logging.getLogger(__name__)
 
 
@@ -23,9 +24,19 @@ class Bundle:
     manifest: Manifest
     backend: str  # a real one, not 'auto'
     threads: int  # of one run of a graph
+    engines: Path | None = None  # folder for what TensorRT builds; None: the user's cache
+    workspace: int = WORKSPACE  # bytes for its builder
 
     @classmethod
-    def open(cls, folder: str | Path, *, backend: str = 'auto', threads: int = 2) -> 'Bundle':
+    def open(
+        cls,
+        folder: str | Path,
+        *,
+        backend: str = 'auto',
+        threads: int = 2,
+        engines: str | Path | None = None,
+        workspace: int = WORKSPACE,
+    ) -> 'Bundle':
         """Verify a bundle's version and hashes; BundleError or BackendError where it must not or cannot be run."""
         chosen = session.choose_backend(backend)
         manifest = Manifest.load(folder)
@@ -38,12 +49,22 @@ class Bundle:
             manifest.precision,
             threads,
         )
-        return cls(folder=Path(folder), manifest=manifest, backend=chosen, threads=threads)
+        return cls(
+            folder=Path(folder),
+            manifest=manifest,
+            backend=chosen,
+            threads=threads,
+            engines=Path(engines) if engines else None,
+            workspace=workspace,
+        )
 
     def session(self, graph: str, *, threads: int | None = None) -> Session:
         """Open one of the graphs; BundleError where its inputs or outputs are not those of the contract."""
         opened = session.open_session(
-            self.folder / f'{graph}.onnx', backend=self.backend, threads=threads or self.threads
+            self.folder / f'{graph}.onnx',
+            backend=self.backend,
+            threads=threads or self.threads,
+            build=self.build(graph),
         )
         inputs, outputs = contract(self.manifest)[graph]
         for kind, expected, actual in (
@@ -56,6 +77,29 @@ class Bundle:
                     f'{self.folder / graph}.onnx: {kind} {wrong}; export the bundle again'
                 )
         return opened
+
+    def build(self, graph: str) -> Build:
+        """Return what a runtime that builds ahead must know of a graph: all of it is the manifest's."""
+        m = self.manifest
+        others = {TOKENIZER, *(f'{one}.onnx' for one in GRAPHS if one != graph)}
+        inputs, _ = contract(m)[graph]
+        shapes = {
+            name: tuple(
+                tuple(size if fixed is None else fixed for fixed in inputs[name].shape)
+                for size in sizes
+            )
+            for name, sizes in dynamic_sizes(m)[graph].items()
+        }
+        most = max(map(len, [*m.levels.values(), m.action_skills]))
+        return Build(
+            files={name: digest for name, digest in m.files.items() if name not in others},
+            precision=m.precision,
+            shapes=shapes,
+            values={name: (-1, most) for name in ('skills', 'skill_override') if name in inputs},
+            folder=self.engines,
+            workspace=self.workspace,
+            background=graph == 'decode',  # the text's lane yields to the trajectory's
+        )
 
     def tokenizer(self) -> prompt.Tokenizer:
         """Read the tokenizer; BundleError where it has more tokens than the graphs."""
@@ -130,6 +174,27 @@ def contract(manifest: Manifest) -> Mapping[str, tuple[Mapping[str, Port], Mappi
                 'skill': _i64(1),
             },
         ),
+    }
+
+
+def dynamic_sizes(manifest: Manifest) -> Mapping[str, Mapping[str, tuple[int, int, int]]]:
+    """Return each graph's inputs with a dynamic size and its least, usual and largest value."""
+    m, n = manifest, manifest.tokens_per_view
+    most = len(m.cameras)
+    usual = len(m.fixed_views) + m.top_k
+    views = (1, usual, most)
+    longest = m.max_prompt_tokens
+    words = max(1, longest - most * n)
+    shortest = min(n + 1, longest)
+    prompt_length = max(shortest, min(usual * n + words, longest))
+    tokens = (shortest, prompt_length, longest)
+    cache = (shortest, prompt_length + m.max_new_tokens // 2, longest + m.max_new_tokens)
+    return {
+        'view_router': {},
+        'vision': {'patches': views},
+        'prefill': {'input_ids': tokens, 'embeds': views, 'position_ids': tokens},
+        'decode': {'past_k': cache, 'past_v': cache},
+        'action': {'past_k': tokens, 'past_v': tokens},
     }
 
 

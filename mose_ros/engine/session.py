@@ -6,7 +6,7 @@ imported where a session of its is opened, so a machine needs only the one that 
 
 import importlib.util
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +36,7 @@ class Port:
     dtype: np.dtype
     shape: tuple[int | None, ...]
 
-    def accepts(self, array: np.ndarray) -> bool:
+    def accepts(self, array: 'np.ndarray | Resident') -> bool:
         """Return whether the array has this type and fits this shape."""
         return (
             array.dtype == self.dtype
@@ -62,33 +62,125 @@ class Session(Protocol):
         """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
 
 
+class Resident(Protocol):
+    """A value that stays where a runtime computed it. It never changes; its memory is free once nobody holds it."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    ndim: int
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy on the host."""
+
+
+class ResidentSession(Session, Protocol):
+    """A session that takes and gives values which stay on its device, so that graph follows graph without a copy."""
+
+    def run(
+        self, inputs: Mapping[str, 'np.ndarray | Resident'], keep: Collection[str] = ()
+    ) -> dict[str, 'np.ndarray | Resident']:
+        """Return all outputs, those named in `keep` as residents, which any session of this runtime takes as inputs."""
+
+    def hold(self, name: str, *parts: 'np.ndarray | Resident') -> Resident:
+        """Return a resident for an input, of parts joined along its dynamic axis: a growing cache, or one expert."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What a runtime that builds ahead must know of a graph beside its file. Shapes: the least, the usual, the largest."""
+
+    files: Mapping[str, str]  # the ONNX file and its external data, beside each other -> sha256
+    precision: str
+    shapes: Mapping[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]  # if dynamic
+    values: Mapping[str, tuple[int, int]]  # of integer inputs: the least and the largest
+    folder: Path | None = None  # for what is built; None: engine_cache.default_folder()
+    workspace: int  # bytes that the builder may use beside the weights
+    background: bool = False  # yields to the sessions that are not
+
+
 def choose_backend(backend: str) -> str:
     """Return the backend to use: the named one, or for 'auto' the best that can be used here, with the reason logged."""
     if backend not in BACKENDS:
         raise ValueError(f'no backend {backend!r}; known: {", ".join(BACKENDS)}')
+    lack = '' if backend == 'onnxruntime' else _why_not_tensorrt()
+    if backend == 'tensorrt' and lack:
+        raise BackendError(lack)
     if backend == 'tensorrt':
-        raise BackendError(
-            "backend 'tensorrt' does not exist yet in this version of mose_ros; "
-            "use 'onnxruntime' or 'auto'"
-        )
+        return backend
+    if not lack and backend == 'auto':
+        _log.info('backend tensorrt: it is installed and a GPU is there')
+        return 'tensorrt'
     if importlib.util.find_spec('onnxruntime') is None:
         raise BackendError('onnxruntime is not installed; pip install onnxruntime')
     if backend == 'auto':
-        _log.info('backend onnxruntime: it is installed and no other is supported yet')
+        provider, reason = choose_provider()
+        _log.info(
+            'backend onnxruntime on %s: %s; not tensorrt: %s', provider, reason, lack.split(';')[0]
+        )
     return 'onnxruntime'
 
 
+def choose_provider() -> tuple[str, str]:
+    """Return the best execution provider of the installed ONNX Runtime that can be used here, and the reason."""
+    import onnxruntime
+
+    from mose_ros.engine import cuda
+
+    if 'CUDAExecutionProvider' not in onnxruntime.get_available_providers():
+        return 'CPU', 'this onnxruntime has no CUDA provider'
+    try:
+        return 'CUDA', f'there is a {cuda.device().name}'
+    except BackendError as error:
+        return 'CPU', str(error).split(';')[0]
+
+
+def _why_not_tensorrt() -> str:
+    """Return what TensorRT lacks here, with the remedy, or nothing."""
+    from mose_ros.engine import cuda, tensorrt_build
+
+    try:
+        tensorrt_build.load()
+        cuda.device()
+    except BackendError as error:
+        return str(error)
+    return ''
+
+
+def check_inputs(
+    graph: str, ports: Mapping[str, Port], inputs: Mapping[str, 'np.ndarray | Resident']
+) -> None:
+    """Raise ValueError naming an input that is missing, foreign or of wrong type or shape."""
+    if inputs.keys() != ports.keys():
+        raise ValueError(f'{graph}: {_difference(ports, inputs)}')
+    for name, port in ports.items():
+        value = inputs[name]
+        if not port.accepts(value):
+            raise ValueError(f'{graph}: {name} must be {port}, got {value.dtype} {value.shape}')
+
+
 def open_session(
-    path: str | Path, *, backend: str = 'auto', threads: int = 2, provider: str = 'CPU'
+    path: str | Path,
+    *,
+    backend: str = 'auto',
+    threads: int = 2,
+    provider: str = '',
+    build: Build | None = None,
 ) -> Session:
     """Open an ONNX file; its external data is looked for beside it.
 
     Args:
-        threads: of one run; more than the cores that nobody else uses makes it slower.
-        provider: execution provider of ONNX Runtime without its suffix, such as 'CPU' or 'CUDA'.
+        threads: of one run on a CPU; more than the cores that nobody else uses makes it slower.
+        provider: execution provider of ONNX Runtime without its suffix, such as 'CPU' or 'CUDA'; the best by default.
+        build: needed by 'tensorrt' alone; without it 'auto' is 'onnxruntime'.
     """
-    choose_backend(backend)
-    return OnnxRuntimeSession(path, threads=threads, provider=provider)
+    chosen = choose_backend('onnxruntime' if backend == 'auto' and build is None else backend)
+    if chosen == 'tensorrt':
+        from mose_ros.engine.tensorrt_session import TensorRTSession
+
+        if build is None:
+            raise ValueError(f"{path}: backend 'tensorrt' needs `build`: open it from its bundle")
+        return TensorRTSession(path, build)
+    return OnnxRuntimeSession(path, threads=threads, provider=provider or choose_provider()[0])
 
 
 class OnnxRuntimeSession:
@@ -124,20 +216,18 @@ class OnnxRuntimeSession:
             raise BackendError(
                 f'{self.path} cannot be opened by onnxruntime {onnxruntime.__version__}: {error}'
             ) from None
+        if f'{provider}ExecutionProvider' not in self._session.get_providers():
+            raise BackendError(
+                f"onnxruntime's provider {provider!r} does not start here; install its libraries "
+                "(for CUDA: pip install onnxruntime-gpu[cuda,cudnn]), or name provider 'CPU'"
+            )
         self.inputs = {one.name: _port(one) for one in self._session.get_inputs()}
         self.outputs = {one.name: _port(one) for one in self._session.get_outputs()}
         self._names = list(self.outputs)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
-        if inputs.keys() != self.inputs.keys():
-            raise ValueError(f'{self.path.name}: {_difference(self.inputs, inputs)}')
-        for name, port in self.inputs.items():
-            if not port.accepts(inputs[name]):
-                array = inputs[name]
-                raise ValueError(
-                    f'{self.path.name}: {name} must be {port}, got {array.dtype} {array.shape}'
-                )
+        check_inputs(self.path.name, self.inputs, inputs)
         try:
             values = self._session.run(self._names, inputs)
         except Exception as error:

@@ -48,9 +48,7 @@ def test_auto_says_what_it_takes(caplog):
     assert 'onnxruntime' in caplog.text
 
 
-def test_backends_that_do_not_exist_are_refused():
-    with pytest.raises(session.BackendError, match='tensorrt.*yet.*onnxruntime'):
-        session.choose_backend('tensorrt')
+def test_a_backend_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="no backend 'openvino'; known: auto"):
         session.choose_backend('openvino')
 
