@@ -6,10 +6,10 @@ from nav_msgs.msg import Odometry, Path
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
+from mose_ros.core.navigation import EgoHistory, RouteFollower
 from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.nodes import conversions
 from mose_ros.nodes.lifecycle import LATCHED, NEWEST, OK, ManagedNode
-from mose_ros.nodes.navigation import EgoHistory, RouteFollower
 
 ODOMETRY = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
@@ -28,7 +28,7 @@ class Bearings:
         self._arrived = threading.Condition(self._lock)
         self.clear()
         self._route: RouteFollower | None = None
-        self._command = Command.FOLLOW
+        self._command: Command | None = None  # nobody says: the route's turns do
         hear = node.create_subscription
         odometry = node.guarded('odometry', self._on_odometry)
         route = node.guarded('route', self._on_route)

@@ -9,6 +9,7 @@ from std_msgs.msg import Bool, Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from mose_ros.core.control import METADRIVE, TrajectoryTracker
+from mose_ros.core.navigation import EgoHistory, to_ego
 from mose_ros.core.types import Trajectory, VehicleCommand
 from mose_ros.nodes import conversions
 from mose_ros.nodes.bearings import ODOMETRY
@@ -22,7 +23,6 @@ from mose_ros.nodes.lifecycle import (
     NodeParameters,
     run_node,
 )
-from mose_ros.nodes.navigation import EgoHistory, to_ego
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.supervisor import STANDING_MPS, Stage, Supervisor, check_trajectory
 from mose_ros.nodes.vehicle_command import BACKENDS, open_backend

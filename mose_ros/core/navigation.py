@@ -1,14 +1,15 @@
-"""What a node remembers of odometry and route: the ego state at a moment, and where the route goes from there.
+"""What a driver remembers of odometry and route: the ego state at a moment, and where the route goes from there.
 
-Plain numbers from `conversions`; knows no message and no node. The rules for acceleration and for the distance since the
-last standstill are those of the simulator (sim/world.py), on which the networks learned them.
+The rules for acceleration, for the distance since the last standstill and for commands are those of the simulator (sim/world.py,
+sim/town.py), on which the networks learned them.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance
 
@@ -16,6 +17,8 @@ STILL_MPS = 0.1  # slower counts as standing
 STILL_S = 0.25  # for so long makes a standstill
 SMOOTHING_S = 0.1  # in which the acceleration takes half of a change
 UNKNOWN_M = 100.0  # since the last standstill, when the first odometry finds the vehicle driving
+COMMAND_AHEAD_M = 30.0  # before a junction its command is given
+TURN, TURN_M = 0.5, 20.0  # rad that a route turns within so many metres where it turns off
 
 
 class EgoHistory:
@@ -74,9 +77,17 @@ class EgoHistory:
 
 
 class RouteFollower:
-    """A route as a polyline in the odometry's frame, and how far along it the vehicle is."""
+    """A route as a polyline in the odometry's frame, and how far along it the vehicle is.
 
-    def __init__(self, points: Float[np.ndarray, 'N 2'], window: float = 25.0):
+    `commands`, where the route's maker knows them, say what is asked for from each point to the next.
+    """
+
+    def __init__(
+        self,
+        points: Float[np.ndarray, '...'],
+        window: float = 25.0,
+        commands: Sequence[Command] | None = None,
+    ):
         if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2:
             raise ValueError(f'a route needs at least two points (N, 2), not {points.shape}')
         if not np.isfinite(points).all():
@@ -85,7 +96,13 @@ class RouteFollower:
         keep = np.concatenate([[True], lengths > 1e-6])
         if keep.sum() < 2:
             raise ValueError('all points of the route are the same')
+        if commands is not None and len(commands) != len(points):
+            raise ValueError(f'{len(commands)} commands for {len(points)} points of the route')
         self.points = points[keep]
+        self._commands = None
+        if commands is not None:  # of points that coincide the last one's holds
+            last = np.append(np.flatnonzero(keep)[1:], len(points)) - 1
+            self._commands = [commands[index] for index in last]
         self._steps = np.diff(self.points, axis=0)
         self._lengths = np.hypot(*self._steps.T)
         self._along = np.concatenate([[0.0], np.cumsum(self._lengths)])
@@ -113,9 +130,36 @@ class RouteFollower:
         share = (station - self._along[index]) / self._lengths[index]
         return self.points[index] + max(share, 0.0) * self._steps[index]
 
-    def guidance(self, ego: EgoState, command: Command) -> Guidance:
-        """Return what the navigation says from where the ego is."""
+    def command(self) -> Command:
+        """Return what is asked for from the last projection on: given, or else read off the route's turns.
+
+        A line shows neither junctions that are crossed straight on nor lane changes, and a bend as tight as a turn is one.
+        """
+        start = self.progress or 0.0
+        if self._commands is None:
+            return self._turn(start)
+        ends = self._along[1:]
+        ahead = (ends > start) & (self._along[:-1] <= start + COMMAND_AHEAD_M)
+        asked = (self._commands[index] for index in np.flatnonzero(ahead))
+        return next((one for one in asked if one is not Command.FOLLOW), Command.FOLLOW)
+
+    def _turn(self, start: float) -> Command:
+        stations = np.arange(start - TURN_M, start + COMMAND_AHEAD_M + TURN_M + 1.0, 2.0)
+        points = np.array([self.point(max(station, 0.0)) for station in stations])
+        steps = np.diff(points, axis=0)
+        moving = np.hypot(*steps.T) > 1e-6
+        yaw = np.unwrap(np.arctan2(steps[moving, 1], steps[moving, 0]))
+        span = int(TURN_M / 2.0)
+        turned = yaw[span:] - yaw[:-span]
+        sharp = turned[np.abs(turned) > TURN]
+        if not len(sharp):
+            return Command.FOLLOW
+        return Command.LEFT if sharp[0] > 0 else Command.RIGHT
+
+    def guidance(self, ego: EgoState, command: Command | None = None) -> Guidance:
+        """Return what the navigation says from where the ego is; without a command the route's own."""
         progress = self.project(ego.x, ego.y)
+        command = self.command() if command is None else command
         near, far = (
             to_ego(self.point(progress + distance), ego.x, ego.y, ego.yaw)
             for distance in (NEAR_M, FAR_M)
@@ -123,8 +167,32 @@ class RouteFollower:
         return Guidance(near=near, far=far, command=command)
 
 
+def smooth(
+    points: Float[np.ndarray, 'N 2'], yaws: Float[np.ndarray, 'N'], step: float = 1.0
+) -> tuple[Float[np.ndarray, 'M 2'], Int[np.ndarray, 'M']]:
+    """Return a sparse route as a curve through its points along their headings, and of each new point the old one before it.
+
+    Cubic Hermite pieces with tangents as long as the chord. A heading that points against its chord is not
+    believed.
+    """
+    pieces, owners = [points[:1]], [np.zeros(1, int)]
+    for index, (start, end) in enumerate(zip(points[:-1], points[1:], strict=True)):
+        chord = end - start
+        length = float(np.hypot(*chord))
+        if length < 1e-6:
+            continue
+        first, last = (np.array([np.cos(yaw), np.sin(yaw)]) for yaw in yaws[index : index + 2])
+        first, last = (one * length if one @ chord > 0 else chord for one in (first, last))
+        t = np.linspace(0.0, 1.0, max(1, round(length / step)) + 1)[1:, None]
+        basis = (2 * t**3 - 3 * t**2 + 1, t**3 - 2 * t**2 + t, 3 * t**2 - 2 * t**3, t**3 - t**2)
+        pieces.append(basis[0] * start + basis[1] * first + basis[2] * end + basis[3] * last)
+        owners.append(np.full(len(t), index))
+        owners[-1][-1] = index + 1
+    return np.concatenate(pieces), np.concatenate(owners)
+
+
 def to_ego(
-    points: Float[np.ndarray, '*N 2'], x: float, y: float, yaw: float
+    points: Float[np.ndarray, '*N 2'] | Sequence, x: float, y: float, yaw: float
 ) -> Float[np.ndarray, '*N 2']:
     """Return points of the world frame in the frame of a vehicle there."""
     cos, sin = np.cos(yaw), np.sin(yaw)

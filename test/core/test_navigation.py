@@ -1,10 +1,10 @@
-"""What nodes remember of odometry and route."""
+"""What drivers remember of odometry and route."""
 
 import numpy as np
 import pytest
 
+from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth, to_ego
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState
-from mose_ros.nodes.navigation import EgoHistory, RouteFollower, to_ego
 
 
 def ego(x=0.0, y=0.0, yaw=0.0, speed=0.0):
@@ -84,3 +84,53 @@ def test_routes_that_lead_nowhere_are_refused(points):
 
 def test_to_ego_looks_from_the_vehicle():
     assert to_ego([[1.0, 3.0]], 1.0, 1.0, np.pi / 2)[0] == pytest.approx([2.0, 0.0])
+
+
+# ---- what the route asks for ----
+
+
+def follower(points, **options):
+    return RouteFollower(np.array(points, float), **options)
+
+
+def test_a_route_that_turns_off_says_so_thirty_metres_before():
+    route = follower([[0, 0], [100, 0], [100, 100]])
+    for x, asked in ((20.0, Command.FOLLOW), (75.0, Command.LEFT)):
+        assert route.guidance(ego(x=x)).command is asked
+    assert route.guidance(ego(x=100.0, y=5.0, yaw=1.57)).command is Command.LEFT  # in the turn
+    assert route.guidance(ego(x=100.0, y=40.0, yaw=1.57)).command is Command.FOLLOW
+    mirrored = follower([[0, 0], [100, 0], [100, -100]])
+    assert mirrored.guidance(ego(x=75.0)).command is Command.RIGHT
+
+
+def test_a_gentle_bend_is_no_turn():
+    angle = np.linspace(0, np.pi / 2, 100)
+    bend = np.stack([80 * np.sin(angle), 80 - 80 * np.cos(angle)], 1)
+    assert RouteFollower(bend).guidance(ego(x=20.0, y=2.5)).command is Command.FOLLOW
+
+
+def test_given_commands_are_taken_as_they_come():
+    asked = [Command.FOLLOW, Command.LANE_LEFT, Command.STRAIGHT, Command.FOLLOW]
+    route = follower([[0, 0], [50, 0], [60, 3], [120, 3]], commands=asked)
+    assert route.guidance(ego(x=10.0)).command is Command.FOLLOW
+    assert route.guidance(ego(x=25.0)).command is Command.LANE_LEFT
+    assert route.guidance(ego(x=45.0)).command is Command.LANE_LEFT
+    assert route.guidance(ego(x=65.0, y=3.0)).command is Command.STRAIGHT
+    assert route.guidance(ego(x=70.0), Command.RIGHT).command is Command.RIGHT  # who says so wins
+    with pytest.raises(ValueError, match='commands for'):
+        follower([[0, 0], [50, 0]], commands=asked)
+
+
+def test_a_sparse_route_becomes_a_curve_along_its_headings():
+    points, yaws = np.array([[0.0, 0.0], [10.0, 10.0]]), np.array([0.0, np.pi / 2])
+    curve, owner = smooth(points, yaws, 0.5)
+    radius = np.hypot(*(curve - (0.0, 10.0)).T)
+    assert radius == pytest.approx(
+        10.0, abs=0.7
+    )  # a quarter of a circle; the chord would be 3 m inside
+    assert curve[0] == pytest.approx(points[0]) and curve[-1] == pytest.approx(points[1])
+    assert owner[0] == 0 and owner[-1] == 1 and owner[-2] == 0
+    straight, _ = smooth(
+        points, np.array([0.0, -np.pi / 2]), 0.5
+    )  # against the chord: not believed
+    assert np.hypot(*(straight[-3] - points[1])) < 2.0 and straight[-3][1] < 10.0
