@@ -239,9 +239,9 @@ def _control_flow(network: trt.INetworkDefinition) -> dict[str, int]:
 def _parser_errors(parser: trt.OnnxParser) -> str:
     lines = []
     for index in range(parser.num_errors):
-        error: trt.ParserError = parser.get_error(index)
-        node = f'node {error.node()} {error.node_name()!r} ({error.node_operator()})'
-        lines.append(f'{node}: {error.code().name} {error.desc()}')
+        fault: trt.ParserError = parser.get_error(index)
+        node = f'node {fault.node()} {fault.node_name()!r} ({fault.node_operator()})'
+        lines.append(f'{node}: {fault.code().name} {fault.desc()}')
     return '; '.join(lines) or listener().take_errors()
 
 
