@@ -29,7 +29,14 @@ EXTRAS = {  # room: what it needs beside the core
         'transformers',
     ],
     'cluster': ['ray'],  # collecting and annotating on several machines
-    'test': ['beartype', 'hypothesis', 'pytest', 'pytest-timeout', 'ruff'],
+    'test': [
+        'beartype',
+        'carla; sys_platform == "linux" and platform_machine == "x86_64"',  # its types and maps; no server
+        'hypothesis',
+        'pytest',
+        'pytest-timeout',
+        'ruff',
+    ],
     'build': ['colcon-common-extensions', 'colcon-ros'],
 }
 
