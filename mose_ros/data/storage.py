@@ -262,6 +262,8 @@ class _Unpacked:
         self._remote, self._cache = remote, cache
         try:
             self._names = frozenset(remote.names())
+        except FileNotFoundError:
+            self._names = frozenset()
         except OSError as error:
             raise ValueError(
                 f'{self.where} holds no {INDEX} and cannot be listed ({error}); pack the data with '

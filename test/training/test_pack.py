@@ -1,5 +1,6 @@
 """Clips in shards are the clips in their folder, wherever the shards lie; what can't be had is named and counted."""
 
+import gzip
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from mose_ros.training.samples import Samples  # noqa: E402
 from test.data.file_server import FileServer  # noqa: E402
 
 ONE_EACH = 0.001  # MB of a shard: each clip has one of its own
-CLIPS = 6
+CLIPS, FRAMES = 6, 8
 
 
 @pytest.fixture
@@ -34,6 +35,10 @@ def run(drawn):
     training, data = drawn
     for number in range(CLIPS - 3):
         shutil.copytree(data / f'merging_{number:05d}', data / f'merging_{number + 2:05d}')
+    for frame in range(FRAMES):
+        path = data / f'merging_00003/anno/{frame:05d}.json.gz'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(b'{"bounding_boxes": [{}]}', mtime=0))
     classes = data / 'merging_00003/camera/semantic_front'
     classes.mkdir()
     cv2.imwrite(str(classes / '00005.png'), np.full((36, 64), 3, np.uint8))
@@ -349,6 +354,9 @@ def test_the_commands(run, memory, tmp_path, capsys, caplog):
     assert '6 clips in 6 shards' in caplog.text
     assert command.main(['router', *arguments, *bucket, '--set', 'data.shards_at_once=2']) == 0
     assert (tmp_path / 'work/router' / stages.RESULT).is_file()
+    assert command.main(['analyse', 'chains', *arguments, *bucket, '--clip', 'merging_00003']) == 0
+    chains = json.loads((tmp_path / 'work/analysis/chains.json').read_text())
+    assert len(chains['frames']) == FRAMES
     again = ['router', *arguments[:-1], str(tmp_path / 'full'), *bucket]
     assert command.main([*again, '--cache-gb', '0.0008']) == 0
     assert 'are fetched again and again' in caplog.text.replace('\n', ' ')
