@@ -10,6 +10,9 @@ command again goes on where it was stopped, and does nothing where all is done.
 --out it only counts parameters. `convert CHECKPOINT --out DIR --set mose.expert_groups=true` gives a trained MoSE a second
 expert for each skill, for the tokens of images.
 
+`export --checkpoint DIR --out models/NAME --json FILE` makes a bundle of any checkpoint, trained or converted, in --precision fp32 or fp16.
+It asks for disk and memory first, proves the bundle against PyTorch, on recorded frames where --data has some, and keeps none that differs.
+
 `analyse experts|routing|chains --work DIR` draws what a trained network does with its experts, to WORK/analysis.
 
 `ablate --table language|driving --work DIR --data CLIPS` trains and judges the baselines beside MoSE, and writes the table.
