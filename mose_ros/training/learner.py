@@ -31,6 +31,8 @@ class Learner:
     def __init__(self, driver: MoseDriver, stage: Stage, accelerator: Accelerator):
         self.driver, self._stage, self._accelerator = driver, stage, accelerator
         driver.train_only(stage.trainable)
+        if stage.gradient_checkpointing:  # of ViT and decoder; the action expert is narrow
+            driver.vlm.activation_checkpointing_enable({'use_reentrant': False})
         self.model = self._spread()
         self._layout = dict(driver.named_parameters())
         self._moving = {n: p for n, p in self._layout.items() if p.requires_grad}

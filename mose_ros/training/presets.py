@@ -25,6 +25,7 @@ class Stage:
     accumulate: int = (
         1  # parts that a process makes of its samples, one after the other, where memory is short
     )
+    gradient_checkpointing: bool = False  # compute what lies between layers again for the backward: a third slower, less memory
     learning_rate: float = 1e-3
     floor: float = 0.02  # the cosine ends at this share of the learning rate
     warmup: int = 100  # steps

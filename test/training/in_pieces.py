@@ -20,14 +20,26 @@ EVERYTHING = LossWeights(text=1.0, routers=0.5, flow=1.0, action_router=1.0, vie
 def run(**settings) -> Training:
     """Return a nano run whose first stage learns everything at once, in three steps."""
     training = presets.preset('nano')
-    stage = replace(training.router, losses=EVERYTHING, steps=3, batch_size=8, validate_every=9)
+    stage = replace(
+        training.router,
+        losses=EVERYTHING,
+        steps=3,
+        batch_size=8,
+        validate_every=9,
+        checkpoint_every=9,
+    )
     return replace(training, router=replace(stage, **settings))
 
 
 def mixed() -> Training:
-    """Return a run with what sharding could get wrong: two precisions, accumulation, frozen weights, experts by token."""
+    """Return a run with what sharding could get wrong: two precisions, accumulation, checkpointing, experts by token."""
     training = run(
-        bfloat16=True, accumulate=2, steps=2, trainable='mose,action_expert', text_every=2
+        bfloat16=True,
+        gradient_checkpointing=True,
+        accumulate=2,
+        steps=2,
+        trainable='mose,action_expert',
+        text_every=2,
     )
     mose = replace(training.model.mose, routing='token')
     return replace(training, model=replace(training.model, mose=mose))
