@@ -19,10 +19,12 @@ ROOMS = {  # room: the other rooms it may import
     'evaluation': {'core', 'data', 'sim', 'engine'},
     'training': {'core', 'data', 'sim', 'engine', 'modeling', 'evaluation'},
     'nodes': {'core', 'sim', 'engine'},
+    'agents': {'core', 'engine', 'evaluation'},
 }
 HOMES = {  # third party: the only rooms that may import it
     **dict.fromkeys(['rclpy', '*_msgs'], {'nodes'}),
     **dict.fromkeys(['torch', 'transformers', 'accelerate'], {'modeling', 'training'}),
+    **dict.fromkeys(['carla', 'leaderboard', 'srunner'], {'agents'}),
     **dict.fromkeys(['metadrive', 'panda3d'], {'sim'}),
     **dict.fromkeys(['onnxruntime', 'tensorrt'], {'engine'}),
     **dict.fromkeys(['fsspec', 'aiohttp'], {'data'}),

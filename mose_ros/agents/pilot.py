@@ -1,0 +1,205 @@
+"""Drive in lock-step by what CARLA's sensors say: the in-process agent without the Leaderboard around it.
+
+Tick by tick: place the vehicle, look and plan at every second tick (10 Hz of 20), follow the newest plan, brake where there is
+none. Knows neither the carla module nor a server, so the same ticks give the same commands anywhere.
+"""
+
+import dataclasses
+import difflib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from jaxtyping import UInt8
+
+from mose_ros.core import carla
+from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth, to_ego
+from mose_ros.core.rig import CAMERAS
+from mose_ros.core.types import EgoState, Observation, Plan, Policy, Trajectory, VehicleCommand
+
+TICK_S = 0.05  # the Leaderboard and Bench2Drive tick at 20 Hz
+COMFORTABLE, HARD = 2.0, 6.0  # m/s^2, without a plan: at first, and once that lasts
+HARD_AFTER_S = 1.0
+ROUTES = ('sparse', 'dense')
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentConfig:
+    """What an agent's YAML file may say."""
+
+    bundle: str = '../../models/mose-tiny'  # folder of the exported network, seen from the file
+    backend: str = 'auto'  # as `python -m mose_ros.engine` knows them
+    threads: int = 2  # of one inference
+    mode: str = 'learned'  # how candidate views are chosen: learned, fixed, all
+    image_width: int = 1600  # px, Bench2Drive's
+    image_height: int = 900
+    jpeg_quality: int = 0  # pictures pass through JPEG of this quality; Bench2Drive's clips have 20; 0: as they come
+    route: str = 'sparse'  # what the Leaderboard hands out, or 'dense': the plan behind it, which no ranking allows
+    warm_up_ticks: int = 11  # the brake is held so long while memory fills
+    plan_every: int = 2  # ticks
+    plan_max_age_s: float = 0.35  # an older plan is not followed
+
+    def __post_init__(self):
+        positive = (self.threads, self.image_width, self.image_height, self.plan_every)
+        if min(positive) < 1 or self.warm_up_ticks < 0 or self.plan_max_age_s <= 0:
+            raise ValueError(f'{self}: counts and sizes must be positive')
+        if not 0 <= self.jpeg_quality <= 100:
+            raise ValueError(f'jpeg_quality {self.jpeg_quality} is not in 0..100')
+        if self.route not in ROUTES:
+            raise ValueError(f'route {self.route!r}; choose one of {", ".join(ROUTES)}')
+
+    @classmethod
+    def load(cls, path: str | Path) -> 'AgentConfig':
+        """Read a YAML file; ValueError names the file and what is wrong in it. The bundle's path is made absolute."""
+        path = Path(path)
+        try:
+            data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise ValueError(f'{path} cannot be read as YAML: {error}') from None
+        fields = {field.name: field.type for field in dataclasses.fields(cls)}
+        if not isinstance(data, dict):
+            raise ValueError(f'{path} holds no settings; known: {", ".join(fields)}')
+        for name, value in data.items():
+            if name not in fields:
+                near = difflib.get_close_matches(str(name), fields, n=1)
+                hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(fields)}'
+                raise ValueError(f'{path}: unknown setting {name!r}; {hint}')
+            if fields[name] is float and type(value) is int:
+                data[name] = value = float(value)
+            if type(value) is not fields[name]:
+                kind = fields[name].__name__
+                raise ValueError(f'{path}: {name} must be {kind}, not {value!r}')
+        try:
+            config = cls(**data)
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from None
+        return dataclasses.replace(config, bundle=str((path.parent / config.bundle).resolve()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Senses:
+    """What the sensors said at one tick, in CARLA's numbers; what is missing is None or absent."""
+
+    cameras: Mapping[str, UInt8[np.ndarray, 'H W 4']]  # by our camera's name, BGRA
+    fix: Sequence[float] | None  # latitude and longitude, degrees
+    imu: Sequence[float] | None  # accelerometer (3), gyroscope (3), compass
+    speed: float | None  # m/s
+
+    @classmethod
+    def read(cls, input_data: Mapping[str, tuple[int, Any]]) -> 'Senses':
+        """Take apart what the Leaderboard gives to run_step: id -> (frame, data)."""
+        data = {name: value for name, (_, value) in input_data.items()}
+        cameras = {name: data.get(carla.sensor_id(name)) for name in CAMERAS}
+        speedometer = data.get('speedometer')
+        return cls(
+            cameras={name: picture for name, picture in cameras.items() if picture is not None},
+            fix=data.get('gnss'),
+            imu=data.get('imu'),
+            speed=None if speedometer is None else float(speedometer['speed']),
+        )
+
+
+def follow_plan(
+    gps: Sequence[tuple[Mapping[str, float], Any]], world: Sequence[tuple[Any, Any]]
+) -> tuple[carla.GeoFrame, RouteFollower]:
+    """Return the map's frame and the route of a global plan: pairs of fix or transform and RoadOption.
+
+    The Leaderboard's plan has gaps of up to 200 m (Bench2Drive: 50); between its points the route follows their headings.
+    """
+    if len(gps) != len(world) or len(world) < 2:
+        raise ValueError(
+            f'a global plan of {len(gps)} fixes and {len(world)} places leads nowhere'
+        )
+    poses = np.array([carla.pose(t.location.x, t.location.y, t.rotation.yaw) for t, _ in world])
+    degrees = np.array([(fix['lat'], fix['lon']) for fix, _ in gps], float)
+    frame = carla.GeoFrame.fit(degrees, poses[:, :2])
+    points, owner = smooth(poses[:, :2], poses[:, 2])
+    commands = [carla.command(option) for _, option in world]
+    return frame, RouteFollower(points, commands=[commands[index] for index in owner])
+
+
+class Pilot:
+    """Answers every tick of one route."""
+
+    def __init__(
+        self, policy: Policy, config: AgentConfig, frame: carla.GeoFrame, route: RouteFollower
+    ):
+        self._policy, self._config, self._frame, self._route = policy, config, frame, route
+        self._localizer, self._history = carla.Localizer(), EgoHistory()
+        self._tracker = TrajectoryTracker(carla.LINCOLN, TICK_S)
+        self._trajectory: Trajectory | None = None
+        self._origin: EgoState | None = None  # the state that the trajectory starts from
+        self._tick, self._failed_since = 0, None
+        self.plan: Plan | None = None  # the newest
+        self.failures = 0  # ticks at which there should have been a plan and was none
+        policy.reset()
+
+    def tick(self, time: float, senses: Senses) -> VehicleCommand:
+        """Answer one tick; where there is no plan, whatever the reason, it is logged and the answer is to brake."""
+        ego = self._place(time, senses)
+        if self._tick % self._config.plan_every == 0:
+            try:
+                self._look_and_plan(time, ego, senses)
+            except Exception as error:  # the evaluation waits for an answer whatever has happened
+                self.failures += 1
+                _log.error('tick %d: no plan: %s: %s', self._tick, type(error).__name__, error)
+        self._tick += 1
+        if self._tick <= self._config.warm_up_ticks:
+            return self._tracker.stop(0.0, COMFORTABLE)
+        return self._follow(time, ego)
+
+    def _place(self, time: float, senses: Senses) -> EgoState:
+        fix = None if senses.fix is None else self._frame.point(*map(float, senses.fix[:2]))
+        imu = np.full(7, np.nan) if senses.imu is None else np.asarray(senses.imu, float)
+        state = self._localizer.update(
+            time,
+            fix=fix,
+            yaw=carla.compass_yaw(imu[6]) if np.isfinite(imu[6]) else None,
+            yaw_rate=-float(imu[5]),  # CARLA's gyroscope turns clockwise
+            speed=senses.speed,
+            acceleration=float(imu[0]),
+        )
+        return self._history.add(time, state)
+
+    def _look_and_plan(self, time: float, ego: EgoState, senses: Senses) -> None:
+        if not self._localizer.is_placed:
+            raise ValueError('no fix yet')
+        images = {name: self._picture(data) for name, data in senses.cameras.items()}
+        guidance = self._route.guidance(ego)
+        seen = Observation(time=time, images=images, ego=ego, guidance=guidance)
+        self.plan = self._policy.plan(seen, None)
+        self._trajectory, self._origin = self.plan.trajectory, ego
+
+    def _picture(self, bgra: UInt8[np.ndarray, 'H W 4']) -> UInt8[np.ndarray, 'H W 3']:
+        picture = cv2.cvtColor(np.ascontiguousarray(bgra), cv2.COLOR_BGRA2BGR)
+        if self._config.jpeg_quality:
+            quality = [cv2.IMWRITE_JPEG_QUALITY, self._config.jpeg_quality]
+            picture = cv2.imdecode(cv2.imencode('.jpg', picture, quality)[1], cv2.IMREAD_COLOR)
+        return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+
+    def _follow(self, time: float, ego: EgoState) -> VehicleCommand:
+        trajectory, origin = self._trajectory, self._origin
+        if trajectory is not None and time - trajectory.time <= self._config.plan_max_age_s:
+            self._failed_since = None
+            x, y = to_ego((ego.x, ego.y), origin.x, origin.y, origin.yaw)
+            pose = (float(x), float(y), carla.wrap(ego.yaw - origin.yaw))
+            try:
+                return self._tracker.command(trajectory, ego.speed, time - trajectory.time, pose)
+            except ValueError as error:
+                _log.error('tick %d: %s', self._tick, error)
+        if self._failed_since is None:
+            self._failed_since = time
+        lasts = time - self._failed_since >= HARD_AFTER_S
+        return self._tracker.stop(ego.speed, HARD if lasts else COMFORTABLE)
+
+
+def emergency() -> VehicleCommand:
+    """Return the answer when nothing else can be said."""
+    return VehicleCommand(steer=0.0, throttle=0.0, brake=1.0)
