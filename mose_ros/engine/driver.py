@@ -15,7 +15,9 @@ from jaxtyping import Float32, Int64
 from mose_ros.core import action, prompt, vision
 from mose_ros.core.types import EgoState, Guidance, Plan, Views
 from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.session import Resident
 
+CACHE = ('past_k', 'past_v')  # stay on the runtime's device, as far as there is one
 ACTION = 'action'  # beside the levels' names: whom `force` may name
 
 
@@ -25,8 +27,8 @@ class Thought:
 
     time: float  # of the plan
     logits: Float32[np.ndarray, '1 vocab']  # of the first token of the answer
-    past_k: Float32[np.ndarray, 'L 1 G T d']
-    past_v: Float32[np.ndarray, 'L 1 G T d']
+    past_k: np.ndarray | Resident  # (L, 1, G, T, d)
+    past_v: np.ndarray | Resident
     skills: Int64[np.ndarray, 'S']
     position: int  # of the first token of the answer
 
@@ -85,7 +87,7 @@ class Driver:
         patches = self._patches(views)
         clock.lap('preprocess')
 
-        embeds = self._vision.run({'patches': patches})['embeds']
+        embeds = self._vision.run({'patches': patches}, keep=('embeds',))['embeds']
         clock.lap('vision')
 
         answer = self._prefill.run(
@@ -94,7 +96,8 @@ class Driver:
                 'embeds': embeds,
                 'position_ids': positions[:, None],
                 'skill_override': overrides,
-            }
+            },
+            keep=CACHE,
         )
         clock.lap('prefill')
 
@@ -117,8 +120,9 @@ class Driver:
         trajectory = action.to_trajectory(flowed, self._action_normalizer, views.time, m.dt)
         clock.lap('flow')
 
-        for name in ('logits', 'past_k', 'past_v', 'skills'):
-            answer[name].flags.writeable = False
+        for value in answer.values():
+            if isinstance(value, np.ndarray):  # what stays on a device cannot be written to
+                value.flags.writeable = False
         self._newest = Thought(
             time=views.time,
             logits=answer['logits'],
@@ -148,9 +152,7 @@ class Driver:
 
     def _words(self, thought, cancel):
         m = self.manifest
-        length = thought.past_k.shape[3]
-        past_k = _with_room(thought.past_k, m.max_new_tokens)
-        past_v = _with_room(thought.past_v, m.max_new_tokens)
+        past_k, past_v = thought.past_k, thought.past_v
         logits, ids = thought.logits, []
         while not cancel():
             if not np.isfinite(logits).all():
@@ -166,18 +168,18 @@ class Driver:
             if len(ids) == m.max_new_tokens or cancel():
                 return
             position = thought.position + len(ids) - 1
-            now = length + len(ids) - 1
             answer = self._decode.run(
                 {
                     'input_ids': np.array([[ids[-1]]]),
                     'position_ids': np.full((3, 1, 1), position),
-                    'past_k': past_k[:, :, :, :now],
-                    'past_v': past_v[:, :, :, :now],
+                    'past_k': past_k,
+                    'past_v': past_v,
                     'skills': thought.skills,
-                }
+                },
+                keep=('new_k', 'new_v'),
             )
-            past_k[:, :, :, now] = answer['new_k'][:, :, :, 0]
-            past_v[:, :, :, now] = answer['new_v'][:, :, :, 0]
+            past_k = self._decode.hold('past_k', past_k, answer['new_k'])
+            past_v = self._decode.hold('past_v', past_v, answer['new_v'])
             logits = answer['logits']
 
     def _check(self, views):
@@ -232,14 +234,6 @@ class Driver:
         frames = vision.split_views(views.image, len(views.names), m.view_frames)
         normal = vision.normalize(frames, m.mean, m.std)
         return np.stack([vision.patchify(view, m.patch, m.merge) for view in normal])
-
-
-def _with_room(cache: Float32[np.ndarray, 'L 1 G T d'], tokens: int) -> np.ndarray:
-    """Return a copy of a cache with room for more tokens."""
-    layers, batch, heads, length, width = cache.shape
-    roomy = np.empty((layers, batch, heads, length + tokens, width), cache.dtype)
-    roomy[:, :, :, :length] = cache
-    return roomy
 
 
 class _Stopwatch:

@@ -52,37 +52,37 @@ class Port:
         return f'{self.dtype} ({sizes})'
 
 
+class Resident(Protocol):
+    """A value that stays where a runtime computed it; on a CPU an array is one.
+
+    Nobody changes it, and its memory is used again once nobody holds it.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    ndim: int
+
+
 class Session(Protocol):
     """An opened graph. May be run from several threads at once."""
 
     inputs: Mapping[str, Port]
     outputs: Mapping[str, Port]
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
-
-
-class Resident(Protocol):
-    """A value that stays where a runtime computed it. It never changes; its memory is free once nobody holds it."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    ndim: int
-
-    def numpy(self) -> np.ndarray:
-        """Return a copy on the host."""
-
-
-class ResidentSession(Session, Protocol):
-    """A session that takes and gives values which stay on its device, so that graph follows graph without a copy."""
-
     def run(
-        self, inputs: Mapping[str, 'np.ndarray | Resident'], keep: Collection[str] = ()
-    ) -> dict[str, 'np.ndarray | Resident']:
-        """Return all outputs, those named in `keep` as residents, which any session of this runtime takes as inputs."""
+        self, inputs: Mapping[str, np.ndarray | Resident], keep: Collection[str] = ()
+    ) -> dict[str, np.ndarray | Resident]:
+        """Return all outputs; those named in `keep` stay on the runtime's device, for its other graphs to take.
 
-    def hold(self, name: str, *parts: 'np.ndarray | Resident') -> Resident:
-        """Return a resident for an input, of parts joined along its dynamic axis: a growing cache, or one expert."""
+        ValueError names an input that is missing, foreign or of wrong type or shape.
+        """
+
+    def hold(self, name: str, *parts: np.ndarray | Resident) -> np.ndarray | Resident:
+        """Return an input's value on the runtime's device, its parts joined along the input's dynamic axis.
+
+        So a cache grows from token to token, and so the weights of all experts lie ready: another one is chosen by
+        handing over another value.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +147,7 @@ def _why_not_tensorrt() -> str:
 
 
 def check_inputs(
-    graph: str, ports: Mapping[str, Port], inputs: Mapping[str, 'np.ndarray | Resident']
+    graph: str, ports: Mapping[str, Port], inputs: Mapping[str, np.ndarray | Resident]
 ) -> None:
     """Raise ValueError naming an input that is missing, foreign or of wrong type or shape."""
     if inputs.keys() != ports.keys():
@@ -225,14 +225,32 @@ class OnnxRuntimeSession:
         self.outputs = {one.name: _port(one) for one in self._session.get_outputs()}
         self._names = list(self.outputs)
 
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return all outputs; ValueError names an input that is missing, foreign or of wrong type or shape."""
+    def run(
+        self, inputs: Mapping[str, np.ndarray], keep: Collection[str] = ()
+    ) -> dict[str, np.ndarray]:
+        """Return all outputs as arrays, the kept ones too."""
         check_inputs(self.path.name, self.inputs, inputs)
         try:
             values = self._session.run(self._names, inputs)
         except Exception as error:
             raise BackendError(f'{self.path} failed: {error}') from None
         return dict(zip(self._names, values, strict=True))
+
+    def hold(self, name: str, *parts: np.ndarray) -> np.ndarray:
+        """Return an input's value as an array in one piece, its parts joined along the input's dynamic axis."""
+        return np.concatenate(parts, join_axis(self.path.name, name, self.inputs[name], parts))
+
+
+def join_axis(graph: str, name: str, port: Port, parts: Sequence[np.ndarray | Resident]) -> int:
+    """Return the axis along which an input's value is joined from parts; ValueError where that cannot be."""
+    for part in parts:
+        if not port.accepts(part):
+            raise ValueError(f'{graph}: {name} must be {port}, got {part.dtype} {part.shape}')
+    if None in port.shape:
+        return port.shape.index(None)
+    if len(parts) > 1:
+        raise ValueError(f'{graph}: {name} has no dynamic axis to join along')
+    return 0
 
 
 def _port(value) -> Port:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mose_ros.engine import cuda, tensorrt_build
-from mose_ros.engine.session import BackendError, Build, Port, check_inputs
+from mose_ros.engine.session import BackendError, Build, Port, check_inputs, join_axis
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -143,20 +143,11 @@ class TensorRTSession:
             }
 
     def hold(self, name: str, *parts: np.ndarray | DeviceArray) -> DeviceArray:
-        """Return a value for an input that is on the GPU; several parts are joined along the input's dynamic axis.
+        """Return an input's value on the GPU, its parts joined along the input's dynamic axis, without the host.
 
-        A cache grows by it from token to token, and the weights of all experts lie ready by it: to choose one is to
-        hand over another value, which costs an address and no copy.
+        To choose one of several held values costs an address and no copy.
         """
-        port = self.inputs[name]
-        axis = port.shape.index(None) if None in port.shape else 0
-        if len(parts) > 1 and None not in port.shape:
-            raise ValueError(f'{self.path.name}: {name} has no dynamic axis to join along')
-        for part in parts:
-            if not port.accepts(part):
-                raise ValueError(
-                    f'{self.path.name}: {name} must be {port}, got {part.dtype} {part.shape}'
-                )
+        axis = join_axis(self.path.name, name, self.inputs[name], parts)
         length = sum(part.shape[axis] for part in parts)
         shape = (*parts[0].shape[:axis], length, *parts[0].shape[axis + 1 :])
         largest = self._limits[name][1]
@@ -164,7 +155,7 @@ class TensorRTSession:
             raise ValueError(f'{self.path.name}: {name} takes at most {largest}, not {shape}')
         with self._lock:
             self._gpu.activate()
-            joined = self._new(name, port.dtype, shape)
+            joined = self._new(name, self.inputs[name].dtype, shape)
             rows = int(np.prod(shape[:axis], dtype=np.int64))
             pitch, done = joined.nbytes // rows, 0
             for part in parts:

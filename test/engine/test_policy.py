@@ -1,4 +1,5 @@
 import json
+import sys
 
 import cv2
 import numpy as np
@@ -67,11 +68,12 @@ def test_check_says_what_it_has_checked(folder, capsys):
     assert '7 files' in out and '5 graphs' in out and 'twice' in out
 
 
-def test_errors_are_one_line_and_a_failing_exit(folder, tmp_path, capsys):
+def test_errors_are_one_line_and_a_failing_exit(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorrt', None)  # as where it is not installed
     assert main(['check', str(tmp_path / 'nothing')]) == 1
     assert 'is no bundle' in capsys.readouterr().err
     assert main(['build', str(folder), '--backend', 'tensorrt']) == 1
-    assert 'error: backend' in capsys.readouterr().err
+    assert 'error: TensorRT: it is not installed' in capsys.readouterr().err
     mad = bundles.make_bundle(tmp_path / 'mad', velocity_gain=float('inf'))
     assert main(['check', str(mad)]) == 1
     assert 'not finite' in capsys.readouterr().err

@@ -42,6 +42,18 @@ def test_a_slice_of_a_larger_array_is_taken_as_its_values(folder):
     assert not np.array_equal(vision.run({'patches': roomy[1:3, :8]})['embeds'], expected)
 
 
+def test_a_cache_is_held_in_one_piece(folder):
+    decode = session.open_session(folder / 'decode.onnx', threads=1)
+    past = np.random.default_rng(0).random((2, 1, 1, 5, 4), np.float32)
+    held = decode.hold('past_k', past[:, :, :, :4], past[:, :, :, 4:])
+    assert np.array_equal(held, past) and held.flags.c_contiguous
+    assert not np.array_equal(decode.hold('past_k', past[:, :, :, 1:], past[:, :, :, :1]), past)
+    with pytest.raises(ValueError, match='past_k must be float32'):
+        decode.hold('past_k', past.astype(np.float64))
+    with pytest.raises(ValueError, match='skills has no dynamic axis to join along'):
+        decode.hold('skills', np.zeros(3, np.int64), np.zeros(3, np.int64))
+
+
 def test_auto_says_what_it_takes(caplog):
     caplog.set_level('INFO')
     assert session.choose_backend('auto') == 'onnxruntime'

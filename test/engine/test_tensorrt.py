@@ -191,6 +191,25 @@ def test_embeds_go_from_vision_to_prefill_without_the_host(machine, folder):
         vision.run(seen, keep=['nothing'])
 
 
+def test_a_plan_and_its_words_copy_only_what_is_new(machine, folder):
+    driver, _ = machine()
+    bundle = open_bundle(folder)
+    router, thinker = ViewRouter(bundle), Driver(bundle)
+    seen = bench.grey(bundle.manifest)
+    views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
+    thinker.plan(views, seen.ego, seen.guidance)
+    driver.calls.clear()
+    thinker.plan(views, seen.ego, seen.guidance)
+    steps = bundle.manifest.num_steps
+    assert (
+        driver.calls['upload'] == 1 + 3 + 4 * steps
+    )  # vision, prefill, action: no embeds, no cache
+    driver.calls.clear()
+    words = sum(1 for _ in thinker.reason())
+    assert driver.calls['upload'] == 3 * words  # a token, its place, the skills
+    assert driver.calls['download'] == words  # logits
+
+
 def test_what_is_kept_never_changes(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
