@@ -180,7 +180,15 @@ def open_session(
         if build is None:
             raise ValueError(f"{path}: backend 'tensorrt' needs `build`: open it from its bundle")
         return TensorRTSession(path, build)
-    return OnnxRuntimeSession(path, threads=threads, provider=provider or choose_provider()[0])
+    if provider:
+        return OnnxRuntimeSession(path, threads=threads, provider=provider)
+    provider, _ = choose_provider()
+    if provider != 'CPU':
+        try:
+            return OnnxRuntimeSession(path, threads=threads, provider=provider)
+        except BackendError as error:  # it is built in, but its libraries are not there
+            _log.warning('%s; the CPU does it', error)
+    return OnnxRuntimeSession(path, threads=threads, provider='CPU')
 
 
 class OnnxRuntimeSession:

@@ -178,7 +178,8 @@ def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, build.workspace)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 in the ONNX means float32
     config.builder_optimization_level = LEVEL
-    config.add_optimization_profile(_profile(builder, network, path, build))
+    if config.add_optimization_profile(_profile(builder, network, path, build)) < 0:
+        raise BackendError(f'{path}: its sizes are refused: {listener().take_errors()}')
     monitor = _monitor(path.stem)
     config.progress_monitor = monitor
     timing_file = _timing_file(build, gpu)
@@ -211,7 +212,13 @@ def _profile(
                     'export the bundle again'
                 )
             least, usual, largest = build.shapes[name]
-            profile.set_shape(name, least, usual, largest)
+            try:
+                profile.set_shape(name, least, usual, largest)
+            except (RuntimeError, ValueError) as error:
+                raise BackendError(
+                    f'{path}: input {name} {tuple(tensor.shape)} does not get the sizes {least} to '
+                    f'{largest} of its manifest ({error}); export the bundle again'
+                ) from None
         if tensor.is_shape_tensor:  # its values decide about shapes, so TensorRT asks for them
             if name not in build.values:
                 raise BackendError(

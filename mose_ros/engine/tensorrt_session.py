@@ -256,7 +256,10 @@ class TensorRTSession:
                 self._shapes[name] = shape
         for name in self._on_host & self.inputs.keys():
             self._context.set_tensor_address(name, addresses[name])
-        missing = self._context.infer_shapes()
+        try:
+            missing = self._context.infer_shapes()
+        except RuntimeError as error:
+            raise BackendError(self._failure(f'cannot infer shapes ({error})')) from None
         if missing:
             raise BackendError(self._failure(f'lacks {", ".join(missing)}'))
         answers = {}

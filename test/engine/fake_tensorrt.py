@@ -31,8 +31,10 @@ class Faults:
     """What shall go wrong, and what was done."""
 
     parser_errors: list = field(default_factory=list)  # (code, description, node, name, operator)
+    profile_error: str = ''
     build_error: str = ''
     opening_error: str = ''
+    shape_error: str = ''
     run_error: str = ''
     interrupt_at_step: int = -1
     build_hook: object = None  # called while building
@@ -176,7 +178,8 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
             self._shapes, self._values = {}, {}
 
         def set_shape(self, input, min, opt, max):
-            assert all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True))
+            if not all(a <= b <= c for a, b, c in zip(min, opt, max, strict=True)):
+                raise RuntimeError('Shape provided for max is inconsistent with other shapes.')
             self._shapes[input] = [list(min), list(opt), list(max)]
 
         def set_shape_input(self, input, min, opt, max):
@@ -203,7 +206,7 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
 
         def add_optimization_profile(self, profile):
             self._profile = profile
-            return 0
+            return -1 if faults.profile_error else 0
 
         def create_timing_cache(self, serialized_timing_cache):
             faults.timings_given.append(bytes(serialized_timing_cache))
@@ -338,6 +341,8 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
             return name in self._engine._ports
 
         def infer_shapes(self):
+            if faults.shape_error:
+                raise RuntimeError(faults.shape_error)
             return [name for name in self._engine._inputs if name not in self._shapes]
 
         def get_tensor_shape(self, name):

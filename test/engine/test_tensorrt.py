@@ -641,6 +641,49 @@ def test_a_size_that_nobody_names_is_refused(machine, folder, monkeypatch):
         bundle.session('vision')
 
 
+def test_sizes_that_do_not_fit_the_graph_are_named(machine, folder, monkeypatch):
+    _, trt = machine()
+    bundle = open_bundle(folder)
+    sizes = dynamic_sizes(bundle.manifest)
+    trt.faults.profile_error = 'no'
+    with pytest.raises(BackendError, match='its sizes are refused'):
+        bundle.session('vision')
+    wrong = {**sizes, 'vision': {'patches': (3, 2, 1)}}
+    monkeypatch.setattr('mose_ros.engine.bundle.dynamic_sizes', lambda m: wrong)
+    with pytest.raises(BackendError, match=r'input patches \(-1, .*does not get the sizes \(3, '):
+        bundle.session('vision')
+
+
+def test_shapes_that_cannot_be_inferred_are_told_of(machine, folder):
+    _, trt = machine()
+    bundle = open_bundle(folder)
+    vision = bundle.session('vision')
+    trt.faults.shape_error = 'IShapeLayer: broadcast of 3 and 2'
+    with pytest.raises(BackendError, match='cannot infer shapes .IShapeLayer: broadcast'):
+        vision.run({'patches': patches(bundle.manifest, 1)})
+
+
+def test_a_gpu_that_onnx_runtime_can_use_is_used(machine, folder, monkeypatch, caplog):
+    """As far as one can see without one: asked for by name it is an error here, by `auto` a warning."""
+    machine()
+    assert session.choose_provider()[0] == 'CPU'
+    providers = ['CUDAExecutionProvider', 'CPUExecutionProvider']
+    monkeypatch.setattr('onnxruntime.get_available_providers', lambda: providers)
+    assert session.choose_provider() == ('CUDA', 'there is a Fake Orin')
+    path = folder / 'vision.onnx'
+    with (
+        pytest.warns(UserWarning),
+        pytest.raises(BackendError, match="'CUDA' does not start here"),
+    ):
+        session.open_session(path, backend='onnxruntime', provider='CUDA')
+    with pytest.warns(UserWarning):
+        opened = session.open_session(path, backend='onnxruntime')
+    assert 'does not start here' in caplog.text and 'the CPU does it' in caplog.text
+    assert opened.run({'patches': np.zeros((1, 8, 1176), np.float32)})['embeds'].shape == (1, 2, 8)
+    machine(gpus=0)
+    assert session.choose_provider()[0] == 'CPU'
+
+
 def test_tensorrt_needs_the_bundle(machine, folder):
     machine()
     with pytest.raises(ValueError, match='needs `build`: open it from its bundle'):
