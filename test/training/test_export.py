@@ -283,3 +283,18 @@ def test_experts_of_a_float16_bundle_are_told_from_one_another(half):
     own[2].load_state_dict(experts[1].state_dict())
     assert parity.parity(driver, bundle)['experts_reached'] == 5
     assert parity.parity(swapped, bundle)['experts_reached'] == 3
+
+
+def test_numbers_that_are_not_finite_are_no_parity(half, monkeypatch):
+    driver, folder, _ = half
+
+    def overflow(*_, **__):
+        raise FloatingPointError('half answered with numbers that are not finite')
+
+    monkeypatch.setattr(parity.Driver, 'plan', overflow)
+    found = parity.parity(driver, Bundle.open(folder, threads=1))
+    assert found['trajectory_max_m'] is None and not found['text_equal']
+    assert (found['experts_reached'], found['experts_total']) == (0, 5)
+    with pytest.raises(parity.ParityError, match='logits_max_abs not finite') as error:
+        parity.judge(found, 'float16')
+    assert error.value.found == found
