@@ -227,7 +227,8 @@ def _profile(
                 )
             low, high = build.values[name]
             count = max(1, *tuple(tensor.shape))
-            profile.set_shape_input(name, [low] * count, [high] * count, [high] * count)
+            usual = max(low, 0)
+            profile.set_shape_input(name, [low] * count, [usual] * count, [high] * count)
     foreign = sorted({*build.shapes} - {*names})
     if foreign:
         raise BackendError(f'{path} has no input {", ".join(foreign)}; export the bundle again')

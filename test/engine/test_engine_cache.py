@@ -143,6 +143,27 @@ def test_one_holds_the_lock_and_the_other_waits(slot, caplog):
     assert f'process {os.getpid()} builds vision.engine; waiting for it' in caplog.text
 
 
+def test_processes_that_want_the_same_engine_build_it_once(slot):
+    code = f"""
+        import time
+        from pathlib import Path
+        from mose_ros.engine.engine_cache import Slot, Stale
+        slot = Slot(Path({str(slot.folder)!r}), 'mose-tiny/vision')
+        with slot.locked():
+            try:
+                slot.load({RECIPE})
+                print('loaded')
+            except Stale:
+                time.sleep(0.5)
+                slot.store({RECIPE}, memoryview(b'engine'), {{}})
+                print('built')
+    """
+    command = [sys.executable, '-c', textwrap.dedent(code)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = sorted(process.communicate(timeout=60)[0].strip() for process in running)
+    assert said == ['built', 'loaded', 'loaded']
+
+
 def test_patience_ends(slot):
     with slot.locked():
         waiting = Slot(slot.folder, 'mose-tiny/vision').locked(patience=0.05)

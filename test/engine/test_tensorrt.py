@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from mose_ros.engine.driver import Driver
 from mose_ros.engine.session import BackendError
 from mose_ros.engine.view_router import ViewRouter
 
+TINY = Path(__file__).parents[2] / 'models' / 'mose-tiny'
 CACHED = (tensorrt_build.load, tensorrt_build.listener, tensorrt_build.runtime, cuda.device)
 
 
@@ -328,11 +330,26 @@ def test_a_graph_with_conditions_is_never_recorded(machine, folder, monkeypatch,
     assert "vision: CUDA graphs: none, it has {'CONDITION': 3}" in caplog.text
 
 
-def test_the_control_flow_is_counted_through_all_branches(machine):
-    _, trt = machine()
-    network = trt.INetworkDefinition(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    trt.OnnxParser(network, None).parse_from_file('models/mose-tiny/decode.onnx')
-    assert tensorrt_build._control_flow(network) == {'CONDITION': 15}
+def test_the_shipped_bundle_runs_and_what_can_be_recorded_is(machine, caplog):
+    """Its experts are chosen by `If` trees, so the graphs that have them are not recorded."""
+    caplog.set_level(logging.INFO)
+    driver, _ = machine()
+    answers = []
+    for backend in ('tensorrt', 'onnxruntime'):
+        bundle = Bundle.open(TINY, backend=backend, threads=1)
+        router, thinker = ViewRouter(bundle), Driver(bundle)
+        seen = bench.grey(bundle.manifest)
+        for _ in range(2):
+            router.reset()
+            views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
+            plan = thinker.plan(views, seen.ego, seen.guidance)
+        answers.append((plan.trajectory.xy.tobytes(), plan.skills))
+    assert answers[0] == answers[1]
+    assert driver.calls['record'] == 2
+    for graph in ('view_router', 'vision'):
+        assert f'{graph}: CUDA graphs: recorded at the second run' in caplog.text
+    for graph in ('prefill', 'decode', 'action'):
+        assert f'{graph}: CUDA graphs: none, it has ' in caplog.text
 
 
 def test_a_driver_that_cannot_record_is_told_of_once(machine, folder, caplog):

@@ -14,7 +14,8 @@ from mose_ros.core.bundle import GRAPHS
 
 LISTS = json.loads((Path(__file__).parent / 'tensorrt_operators.json').read_text(encoding='utf-8'))
 OPERATORS, BEYOND = LISTS['operators'], LISTS['beyond']
-BUNDLES = sorted(path.parent for path in Path('models').glob('*/manifest.json'))
+MODELS = Path(__file__).parents[2] / 'models'
+BUNDLES = sorted(path.parent for path in MODELS.glob('*/manifest.json'))
 GROUPS = {
     'float': {'float', 'float16', 'bfloat16'},
     'int': {'int32', 'int64'},
