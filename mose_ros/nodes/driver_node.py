@@ -13,6 +13,7 @@ from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
 from mose_ros.core.types import Command, EgoState, Guidance, Plan, Views
+from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver, Thought
 from mose_ros.nodes import conversions, markers
 from mose_ros.nodes.bearings import Bearings, NotReady
@@ -29,6 +30,7 @@ class DriverParameters(NodeParameters):
     backend: str = parameter(
         'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
     )
+    engines: str = parameter('', "folder for what TensorRT builds; empty: the user's cache")
     threads: int = parameter(1, 'threads of one inference', minimum=1, maximum=64)
     base_frame: str = parameter('ego_vehicle', 'frame of the trajectory: the vehicle')
     odometry_tolerance_s: float = parameter(
@@ -61,7 +63,9 @@ class DriverNode(ManagedNode):
 
     def configure(self) -> None:
         p = self.parameters
-        self._driver = Driver(p.bundle, backend=p.backend, threads=p.threads)
+        self._driver = Driver(
+            Bundle.open(p.bundle, backend=p.backend, threads=p.threads, engines=p.engines)
+        )
         manifest = self._driver.manifest
         self.get_logger().info(
             f'bundle {manifest.name}, {manifest.precision}, commit {manifest.commit[:12] or "?"}'

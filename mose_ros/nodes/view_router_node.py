@@ -11,6 +11,7 @@ from std_msgs.msg import Float32MultiArray
 
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import Command, EgoState, Guidance
+from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.view_router import MODES, ViewRouter
 from mose_ros.nodes import conversions, images
 from mose_ros.nodes.bearings import Bearings, NotReady
@@ -27,6 +28,7 @@ class ViewRouterParameters(NodeParameters):
     backend: str = parameter(
         'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
     )
+    engines: str = parameter('', "folder for what TensorRT builds; empty: the user's cache")
     threads: int = parameter(1, 'threads of one inference', minimum=1, maximum=64)
     mode: str = parameter('learned', 'how candidate views are chosen', choices=MODES)
     force_view: str = parameter('', 'a camera that is always looked at')
@@ -68,9 +70,8 @@ class ViewRouterNode(ManagedNode):
         topics = p.camera_topics or tuple(p.camera_topic.format(camera=name) for name in p.cameras)
         if len(topics) != len(p.cameras):
             raise ValueError(f'{len(topics)} camera_topics for {len(p.cameras)} cameras')
-        self._router = ViewRouter(
-            p.bundle, mode=p.mode, force_view=p.force_view, backend=p.backend, threads=p.threads
-        )
+        bundle = Bundle.open(p.bundle, backend=p.backend, threads=p.threads, engines=p.engines)
+        self._router = ViewRouter(bundle, mode=p.mode, force_view=p.force_view)
         known, self._anchor = self._router.manifest.cameras, self._router.manifest.anchor
         if self._anchor not in p.cameras:
             raise ValueError(f'cameras lack the anchor {self._anchor!r} of the bundle')
