@@ -241,7 +241,10 @@ class Stream:
     def copy_rows(
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, rows: int
     ) -> None:
-        """Queue a copy on the GPU of `rows` rows of `width` bytes that lie a pitch apart."""
+        """Queue a copy on the GPU of `rows` rows of `width` bytes that lie a pitch apart.
+
+        The driver may refuse pitches that are not of its own choice (cuda.h, cuMemcpy2DAsync); a refusal is raised.
+        """
         kind = CONSTANTS['CU_MEMORYTYPE_DEVICE']
         order = CUDA_MEMCPY2D(
             srcMemoryType=kind,

@@ -3,8 +3,10 @@
 Nothing here shows that TensorRT itself can build the graphs; see docs/performance.md.
 """
 
+import errno
 import gc
 import logging
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -586,6 +588,9 @@ def test_a_missing_gpu_or_driver_is_named(machine, folder, monkeypatch):
     monkeypatch.setattr(cuda, 'LIBRARY', 'libnowhere.so.1')
     with pytest.raises(BackendError, match="no GPU driver here .*libnowhere.*'onnxruntime'"):
         cuda.device()
+    monkeypatch.setattr(cuda, 'LIBRARY', 'libc.so.6')  # a library without what is asked of it
+    with pytest.raises(BackendError, match='has no cuInit: the GPU driver is older than CUDA 12'):
+        cuda.device()
 
 
 def test_auto_takes_tensorrt_where_it_can_and_says_why_not(machine, folder, caplog):
@@ -640,6 +645,33 @@ def test_a_build_that_fails_leaves_nothing(machine, folder, tmp_path):
     assert kept == ['.lock']
     trt.faults.build_error = ''
     open_bundle(folder).session('vision')
+
+
+def test_a_full_disk_ends_the_build_with_nothing_half_written(
+    machine, folder, tmp_path, monkeypatch
+):
+    _, trt = machine()
+
+    def full(file):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as disk:
+        disk.setattr('mose_ros.engine.engine_cache.os.fsync', full)
+        with pytest.raises(BackendError, match='vision.*cannot be kept: No space left.*make room'):
+            open_bundle(folder).session('vision')
+    kept = [path.suffix for path in (tmp_path / 'engines').rglob('*') if path.is_file()]
+    assert kept == ['.lock']
+    open_bundle(folder).session('vision')
+    assert len(trt.faults.builds) == 2
+
+
+def test_too_little_room_is_told_of_before_the_build(machine, folder, monkeypatch):
+    _, trt = machine()
+    usage = shutil.disk_usage('.')
+    monkeypatch.setattr('shutil.disk_usage', lambda path: usage._replace(free=10))
+    with pytest.raises(BackendError, match='too little room on the disk .* 0.0 MB free'):
+        open_bundle(folder).session('decode')
+    assert not trt.faults.builds
 
 
 def test_a_build_can_be_interrupted(machine, folder):
