@@ -135,6 +135,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--checkpoint', type=Path, help='of export, analyse: the model (default: the last)'
     )
+    parser.add_argument(
+        '--before',
+        type=Path,
+        help='of router: the model to begin with, as convert makes it (default: from nothing)',
+    )
     parser.add_argument('--table', default='', help='of ablate: language or driving')
     parser.add_argument(
         '--only', action='append', default=[], metavar='ROW', help='of ablate: a row of the table'
@@ -359,7 +364,7 @@ class Run:
 
     def router(self) -> None:
         """Train the routers; from scratch, the eyes with them."""
-        self._stage('router', None)
+        self._stage('router', self.options.before)
 
     def sft(self) -> None:
         """Train the language."""
@@ -372,7 +377,7 @@ class Run:
 
     def _stage(self, name: str, before: Path | None) -> None:
         if before is not None and not before.is_dir():
-            raise ValueError(f'{before} is missing; run the stage {before.parent.name} first')
+            raise ValueError(f'{before} is missing; run the stage before {name} first')
         options = self.options
         folder = self.work / (_round_folder(self.round) if name == 'action' else name)
         folder.mkdir(parents=True, exist_ok=True)

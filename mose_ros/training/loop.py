@@ -97,10 +97,11 @@ class Loop:
         losses: LossWeights,
         folder: Path,
         limits: Limits,
+        tokenizer: Path,
     ):
         self.name, self.training, self.index, self.losses = name, training, index, losses
         self.stage: Stage = getattr(training, name)
-        self.folder, self.limits = folder, limits
+        self.folder, self.limits, self.tokenizer = folder, limits, tokenizer
         self.accelerator = together.join(
             folder,
             device=limits.device,
@@ -108,7 +109,7 @@ class Loop:
             accumulate=self.stage.accumulate,
         )
         self.leads, self.device = self.accelerator.is_main_process, self.accelerator.device
-        self.samples = Samples(index, driver.config, training.data)
+        self.samples = Samples(index, driver.config, training.data, tokenizer)
         self.learner = sharding.learner(driver, self.stage, self.accelerator)
         self.journal = Journal(folder, self.accelerator)
         self.step, self.seconds = 0, 0.0

@@ -156,7 +156,46 @@ def _nano() -> Training:
     )
 
 
-PRESETS = {'tiny': _tiny, 'mini': _mini, 'nano': _nano}
+def _qwen2vl_2b() -> Training:
+    # The backbone knows pictures and words already: routers first, on few labels; then the MoSE blocks alone (MoSE); then the
+    # action with them (learning rate of DriveMoE's first stage). Begins with what `convert` makes. Never trained by us.
+    routers = LossWeights(text=0, routers=1, flow=0, action_router=0, view_router=0)
+    speech = replace(routers, text=1, routers=0.1)
+    deed = LossWeights(text=0.25, routers=0.1, flow=1, action_router=0.2, view_router=0.2)
+    large = Stage(
+        batch_size=128,
+        bfloat16=True,
+        gradient_checkpointing=True,
+        ema=0.999,
+        validate_every=1000,
+        checkpoint_every=1000,
+        checkpoint_minutes=30.0,
+    )
+    return Training(
+        preset='qwen2vl_2b',
+        model=modeling_config.PRESETS['qwen2vl_2b'],
+        data=Data(balance=0.6, max_weight=8.0),
+        router=replace(
+            large,
+            steps=200,
+            learning_rate=1e-3,
+            warmup=20,
+            trainable='routers',
+            losses=routers,
+            skill_labels=SKILL_LABELS,
+        ),
+        sft=replace(large, steps=3000, learning_rate=2e-5, trainable='mose', losses=speech),
+        action=replace(
+            large,
+            steps=10000,
+            learning_rate=5e-5,
+            trainable='mose,action_expert,view_router',
+            losses=deed,
+        ),
+    )
+
+
+PRESETS = {'tiny': _tiny, 'mini': _mini, 'nano': _nano, 'qwen2vl_2b': _qwen2vl_2b}
 
 
 def _views(*names: str) -> tuple[str, ...]:

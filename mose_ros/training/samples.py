@@ -6,6 +6,7 @@ Everything random about a sample follows from its key.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -50,13 +51,16 @@ class Key:
 class Samples:
     """Makes the sample of a key."""
 
-    def __init__(self, index: Index, model: DriverConfig, config: Data):
+    def __init__(
+        self, index: Index, model: DriverConfig, config: Data, tokenizer: Path | None = None
+    ):
         if config.history not in vision.HISTORIES:
             raise ValueError(
                 f'data.history is one of {", ".join(vision.HISTORIES)}, not {config.history!r}'
             )
         self._index, self._model, self._config = index, model, config
-        self._tokenizer = Tokenizer.load(storage.local_file(index.root / annotate.TOKENIZER))
+        tokenizer = tokenizer or storage.local_file(index.root / annotate.TOKENIZER)
+        self._tokenizer = Tokenizer.load(tokenizer)
         known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
         self._actions = annotate.normalizer(known, 'action')
         self._states = annotate.normalizer(known, 'proprio')

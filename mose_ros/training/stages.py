@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mose_ros.core.bundle import TOKENIZER
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.data import storage
 from mose_ros.data.storage import Anywhere
@@ -78,7 +79,8 @@ def train(
     torch.manual_seed(stage.seed)
     driver = MoseDriver.load(before) if before else MoseDriver(config)
     losses = _with_counts(stage, index, training, driver.config)
-    loop = Loop(name, training, driver, index, losses, folder, limits)
+    words = _tokenizer(before, index, driver.config)
+    loop = Loop(name, training, driver, index, losses, folder, limits, words)
     loop.resume(found)
     _LOG.info(
         '%s: %s parameters, %d frames of %d clips, from step %d',
@@ -92,6 +94,20 @@ def train(
     _write_model(loop, identity)
     loop.accelerator.wait_for_everyone()
     return folder / MODEL
+
+
+def _tokenizer(before: str | Path | None, index: Index, model: DriverConfig) -> Path:
+    """Return the tokenizer of the model that a stage begins with, or of the data; ValueError when it is another network's."""
+    own = Path(before) / TOKENIZER if before else None
+    if own is None or not own.is_file():  # models that were trained earlier have none beside them
+        own = storage.local_file(index.root / annotate.TOKENIZER)
+    words, known = Tokenizer.load(own), model.decoder
+    if words.image_id != known.image_id or words.vocab_size > known.vocab_size:
+        raise ValueError(
+            f'{own} has {words.vocab_size} tokens and pictures as number {words.image_id}, the network '
+            f'{known.vocab_size} and {known.image_id}; put the tokenizer.json that it was made with into {before}'
+        )
+    return own
 
 
 def _identity(name, training: Training, config: DriverConfig, index: Index, before) -> dict:
@@ -168,7 +184,7 @@ def _write_model(loop: Loop, identity: Mapping) -> None:
             ', '.join(sorted(corrupt)),
         )
     fit = Fit.to_data(loop.index.root, loop.training)
-    fit.save(loop.folder / MODEL, loop.index.root / annotate.TOKENIZER)
+    fit.save(loop.folder / MODEL, loop.tokenizer)
     result = {
         'identity': identity,
         'steps': loop.step,
