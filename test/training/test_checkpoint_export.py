@@ -142,7 +142,7 @@ def test_a_kill_in_the_middle_leaves_the_old_bundle_and_no_half_one(
         [sys.executable, '-m', 'mose_ros.training', *arguments], stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 240
-    while not (partial / 'vision.onnx').exists():  # weights and graphs are being written
+    while not (partial / 'view_router.onnx').exists():  # and weights; the others follow
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(number)
