@@ -81,6 +81,8 @@ setup(
             'view_router = mose_ros.nodes.view_router_node:main',
             'driver = mose_ros.nodes.driver_node:main',
             'controller = mose_ros.nodes.controller_node:main',
+            'carla_state = mose_ros.nodes.carla_state_node:main',
+            'carla_objects = mose_ros.nodes.carla_objects:main',
             'simulator = mose_ros.nodes.simulator_node:main',
             'replay = mose_ros.nodes.replay_node:main',
             'drive = mose_ros.nodes.drive:main',

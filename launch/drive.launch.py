@@ -9,16 +9,22 @@ from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironment
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-PLATFORMS = {  # platform: where odometry and route come from, and whether time is simulated
-    'sim': ('/carla/ego_vehicle/odometry', '/carla/ego_vehicle/waypoints', False),
-    'carla_bridge': ('/carla/ego_vehicle/odometry', '/carla/ego_vehicle/waypoints', True),
-    'carla_native': ('/carla/hero/odometry', '/carla/hero/global_plan', True),
-    'vehicle': ('odometry', 'route', False),
-    'bag': ('odometry', 'route', True),
+PLATFORMS = {  # platform: where odometry and route come from, whether time is simulated, the role of the vehicle
+    'sim': ('/carla/{role}/odometry', '/carla/{role}/waypoints', False, 'ego_vehicle'),
+    'carla_bridge': ('/carla/{role}/odometry', '/carla/{role}/waypoints', True, 'ego_vehicle'),
+    'carla_native': ('/carla/{role}/odometry', '/carla/{role}/global_plan', True, 'hero'),
+    'leaderboard': ('/carla/{role}/odometry', '/carla/{role}/route', True, 'hero'),
+    'vehicle': ('odometry', 'route', False, ''),
+    'bag': ('odometry', 'route', True, ''),
 }
 ARGUMENTS = {  # name: default, choices, description
     'platform': ('sim', list(PLATFORMS), 'what drives: our simulator, CARLA, a vehicle, or a bag'),
     'namespace': ('mose', None, 'namespace of nodes and relative topics'),
+    'role_name': (
+        '',
+        None,
+        'role of the vehicle in CARLA; empty: ego_vehicle, or hero where CARLA wants it',
+    ),
     'use_sim_time': ('auto', ['auto', 'true', 'false'], 'time from /clock; auto: as the platform'),
     'params_file': ('', None, 'ROS parameters that override those of config/'),
     'bundle': (
@@ -53,7 +59,9 @@ def start(context):
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     share = Path(get_package_share_directory('mose_ros'))
     platform = given['platform']
-    odometry, route, has_clock = PLATFORMS[platform]
+    odometry, route, has_clock, usual = PLATFORMS[platform]
+    role = given['role_name'] or usual
+    odometry, route = (topic.format(role=role) for topic in (odometry, route))
     common = {
         'use_sim_time': has_clock
         if given['use_sim_time'] == 'auto'
@@ -67,6 +75,17 @@ def start(context):
     own = {'view_router': network, 'driver': network, 'controller': {}}
     if platform == 'sim':
         own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
+    if platform in ('carla_native', 'leaderboard'):
+        own['carla_state'] = {}
+    if role != usual:  # the files say the usual one
+        own['controller'] = {'role_name': role}
+        prefix = '' if platform == 'sim' else 'rgb_'
+        if usual:  # else nothing but the command goes to CARLA
+            topic = f'/carla/{role}/{prefix}{{camera}}/image'
+            own['view_router'] = {**network, 'camera_topic': topic}
+            own['driver'] = {**network, 'base_frame': role}
+        for name in own.keys() & {'simulator', 'carla_state'}:
+            own[name]['role_name'] = role
     config = 'drive.yaml' if platform == 'sim' else f'{platform}.yaml'
     files = [str(share / 'config' / config), *filter(None, [given['params_file']])]
     actions = []

@@ -3,8 +3,10 @@
 import time
 from dataclasses import dataclass, replace
 
+from builtin_interfaces.msg import Time
 from nav_msgs.msg import Odometry
 from rclpy.qos import QoSProfile
+from rosgraph_msgs.msg import Clock
 from std_msgs.msg import Bool, Header
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
@@ -28,6 +30,14 @@ from mose_ros.nodes.supervisor import STANDING_MPS, Stage, Supervisor, check_tra
 from mose_ros.nodes.vehicle_command import BACKENDS, open_backend
 
 TICK_S = 0.05
+INPUTS = ('odometry', 'trajectory')
+EARLY_S, EARLY_SIMULATED_S = (
+    0.05,
+    0.11,
+)  # a plan may be ahead of the clock; /clock may come after it
+ANSWER_AFTER_S = (
+    0.2  # of the wall's time without a plan for a tick: the answer is given without one
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +87,12 @@ class ControllerParameters(NodeParameters):
     brake_gain: float = parameter(
         METADRIVE.brake_gain, 'm/s^2 at brake 1', minimum=1.0, maximum=100.0
     )
+    wheel_angle: float = parameter(
+        0.0, 'rad that ackermann and twist ask for at steer 1; 0: max_steer', minimum=0.0
+    )
+    answer_ticks: bool = parameter(
+        False, 'one command for each /clock, with its stamp: for a simulator that waits for it'
+    )
     hold_brake: float = parameter(
         METADRIVE.hold_brake, 'brake that keeps the car at rest', minimum=0.0, maximum=1.0
     )
@@ -101,7 +117,9 @@ class ControllerNode(ManagedNode):
             hold_brake=p.hold_brake,
         )
         self._tracker = TrajectoryTracker(self._model, p.period_s)
-        self._backend = open_backend(p.control_backend, p.role_name, self._model)
+        self._backend = open_backend(p.control_backend, p.role_name, self._model, p.wheel_angle)
+        self.get_logger().info(f'commands: {self._backend.name} on {self._backend.topic}')
+        self._is_simulated = self.get_parameter('use_sim_time').value
         self._supervisor = Supervisor(
             hard_after_s=p.hard_after_s, recover_after_s=p.recover_after_s
         )
@@ -126,14 +144,19 @@ class ControllerNode(ManagedNode):
         for name in p.watch:
             beat = self._watcher(name)
             self._heard.append(hear(Header, f'{name}/heartbeat', beat, SENSOR))
-        self._timer = self.create_timer(TICK_S, self._tick)
+        self._asked = self._answered = None  # stamps: the newest tick's, and of the last answer
+        self._asked_at = 0.0
+        if p.answer_ticks:
+            # reliable: a tick that is not heard is a tick that is never answered
+            self._heard.append(hear(Clock, '/clock', self._on_clock, QoSProfile(depth=10)))
+        self._timer = self.create_timer(TICK_S, self._tick, clock=self.steady)
 
     def activate(self) -> None:
         self._supervisor.reset()
         self._tracker.reset()
         self._trajectory = None
-        now = time.monotonic()
-        self._times = dict.fromkeys(['odometry', 'trajectory', *self.parameters.watch], now)
+        self._times = dict.fromkeys(self.parameters.watch, time.monotonic())
+        self._times.update(dict.fromkeys(INPUTS, self._data_time()))
 
     def cleanup(self) -> None:
         if self._heard:
@@ -154,9 +177,13 @@ class ControllerNode(ManagedNode):
                 self._broken[what] = str(error)
                 return
             self._broken.pop(what, None)
-            self._times[what] = time.monotonic()
+            self._times[what] = self._data_time()
 
         return call
+
+    def _data_time(self) -> float:
+        """Return the time by which inputs age: a simulated second may last long, and the vehicle drives in it."""
+        return self.now() if self._is_simulated else time.monotonic()
 
     def _watcher(self, name: str):
         def beat(msg: Header):
@@ -173,6 +200,7 @@ class ControllerNode(ManagedNode):
             self.report('time', WARN, f'went back by {newest[0] - stamp:.3f} s: all is forgotten')
             self._trajectory = None
             self._tracker.reset()
+            self._times.update(dict.fromkeys(INPUTS, self._data_time()))
         if newest is not None and stamp == newest[0]:
             raise ValueError('the same stamp twice: the odometry is frozen')
         self._history.add(stamp, ego)
@@ -187,22 +215,28 @@ class ControllerNode(ManagedNode):
                 f'the trajectory is not newer than the last ({trajectory.time:.3f} s)'
             )
         age = self.now() - trajectory.time
-        if not -0.05 <= age <= self.parameters.trajectory_max_age_s:
+        early = EARLY_SIMULATED_S if self._is_simulated else EARLY_S
+        if not -early <= age <= self.parameters.trajectory_max_age_s:
             raise ValueError(f'the trajectory is {age:.2f} s old')
         check_trajectory(trajectory, self._speed, self.parameters.max_speed)
         self._trajectory, self._stamp = trajectory, msg.header.stamp
-        self._times['trajectory'] = time.monotonic()
+        self._times['trajectory'] = self._data_time()
         self._broken.pop('trajectory', None)
         self._act()
+
+    def _on_clock(self, msg: Clock) -> None:
+        self._asked, self._asked_at = msg.clock, time.monotonic()
 
     # ---- acting ----
 
     def _tick(self) -> None:
         if not self.is_active:
             return
-        now = time.monotonic()
+        now = self._data_time()
         is_due = now - self._acted > 1.1 * self.parameters.period_s
-        if is_due or self._supervisor.stage is not Stage.NORMAL or self._faults(now):
+        is_unanswered = self._asked is not None and self._asked != self._answered
+        is_asked = is_unanswered and time.monotonic() - self._asked_at > ANSWER_AFTER_S
+        if is_due or is_asked or self._supervisor.stage is not Stage.NORMAL or self._faults(now):
             self._act()
 
     def _faults(self, now: float) -> list[str]:
@@ -214,8 +248,10 @@ class ControllerNode(ManagedNode):
         }
         faults = []
         for name, limit in limits.items():
-            silent = now - self._times[name]
-            what = name if name in ('odometry', 'trajectory') else f'heartbeat of {name}'
+            if name in INPUTS and self._times[name] > now:  # time went back: count from here
+                self._times[name] = now
+            silent = (now if name in INPUTS else time.monotonic()) - self._times[name]
+            what = name if name in INPUTS else f'heartbeat of {name}'
             if name == 'odometry' and name in self._broken:
                 faults.append(self._broken[name])
             elif silent > limit:
@@ -224,7 +260,7 @@ class ControllerNode(ManagedNode):
         return faults
 
     def _act(self) -> None:
-        now, p = time.monotonic(), self.parameters
+        now, p = self._data_time(), self.parameters
         started = time.perf_counter()
         faults = self._faults(now)
         if 'odometry' in self._broken or not self._history.newest:
@@ -244,13 +280,21 @@ class ControllerNode(ManagedNode):
             command = self._brake(stage)
         self._acted = now
         stamp = self._stamp if stage is Stage.NORMAL else conversions.to_stamp(self.now())
-        self._commands.publish(self._backend.to_msg(command, self._speed, stamp))
+        self._command(command, stamp)
         self._emergency.publish(Bool(data=self._supervisor.is_emergency))
         level = {Stage.NORMAL: OK, Stage.WAITING: WARN}.get(stage, ERROR)
         self.report('control', level, f'{stage.value}: {self._supervisor.reason}')
         self.debug(processing_time_ms=1e3 * (time.perf_counter() - started))
         if is_planned:
             self.debug(input_age_ms=1e3 * (self.now() - self._trajectory.time))
+
+    def _command(self, command: VehicleCommand, stamp: Time) -> None:
+        """Publish a command; with `answer_ticks` once for each tick, with the stamp of the tick."""
+        if self.parameters.answer_ticks:
+            if self._asked is None or self._asked == self._answered:
+                return
+            stamp = self._answered = self._asked
+        self._commands.publish(self._backend.to_msg(command, self._speed, stamp))
 
     def _follow(self) -> VehicleCommand:
         """Track the trajectory from where odometry says that the car is now."""

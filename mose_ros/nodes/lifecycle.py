@@ -16,6 +16,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy import lifecycle
+from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -54,11 +55,15 @@ class ManagedNode(lifecycle.Node):
         self._heartbeat = self.create_publisher(Header, '~/heartbeat', 10)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', 10)
         self._debug: dict[str, object] = {}
-        self.create_timer(HEARTBEAT_S, self._beat)
-        self.create_timer(1.0, self._publish_health)
+        # of the steady clock: a simulator that waits for our answer stops the simulated one
+        self.steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(HEARTBEAT_S, self._beat, clock=self.steady)
+        self.create_timer(1.0, self._publish_health, clock=self.steady)
         self.add_on_set_parameters_callback(self._set_parameters)
         self._autostart = (
-            self.create_timer(0.0, self._start) if self.parameters.autostart else None
+            self.create_timer(0.0, self._start, clock=self.steady)
+            if self.parameters.autostart
+            else None
         )
 
     # ---- what nodes fill in ----

@@ -1,15 +1,18 @@
 """A VehicleCommand in the words of each vehicle that we can drive: the controller's backends.
 
-    backend    message                            topic (relative to the namespace, or CARLA's)
-    sim        sensor_msgs/JointState             vehicle_command
-    carla      carla_msgs/CarlaEgoVehicleControl  /carla/<role>/vehicle_control_cmd
-    ackermann  ackermann_msgs/AckermannDrive      /carla/<role>/ackermann_cmd
-    twist      geometry_msgs/Twist                /carla/<role>/twist
+    backend            message                               topic (relative to the namespace, or CARLA's)
+    sim                sensor_msgs/JointState                vehicle_command
+    carla              carla_msgs/CarlaEgoVehicleControl     /carla/<role>/vehicle_control_cmd
+    ackermann          ackermann_msgs/AckermannDrive         /carla/<role>/ackermann_cmd, by carla_ackermann_control
+    ackermann_stamped  ackermann_msgs/AckermannDriveStamped  /carla/<role>/ackermann_control_cmd, by CARLA's native ROS 2
+    twist              geometry_msgs/Twist                   /carla/<role>/twist, by carla_twist_to_control
+    auto               the first of carla, ackermann, twist whose package is installed
 
 Why JointState for our own simulator: of the messages that every ROS has, it is the stamped one whose values carry their names,
 so that `ros2 topic echo` explains itself: name [steer, throttle, brake], position [-1..1 left, 0..1, 0..1].
 """
 
+import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,51 +26,72 @@ from std_msgs.msg import Header
 from mose_ros.core.control import VehicleModel
 from mose_ros.core.types import VehicleCommand
 
-BACKENDS = ('sim', 'carla', 'ackermann', 'twist')
+BACKENDS = ('sim', 'auto', 'carla', 'ackermann', 'ackermann_stamped', 'twist')
+BEST_FIRST = ('carla', 'ackermann', 'twist')  # what ros-bridge understands
 ACTUATORS = ('steer', 'throttle', 'brake')
 COASTING_MPS = (
     0.01  # carla_twist_to_control: throttle is min(linear.x, 10) / 10, all zero is a full brake
 )
 BRAKE_DEAD_BAND = 0.02
+PACKAGES = {'carla_msgs': 'ros-carla-msgs', 'ackermann_msgs': 'ros-$ROS_DISTRO-ackermann-msgs'}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
     """Where the commands go, and how they are filled: to_msg(command, speed, stamp)."""
 
+    name: str
     topic: str
     kind: type
     to_msg: Callable[[VehicleCommand, float, Time], Any]
 
 
-def open_backend(name: str, role: str, model: VehicleModel) -> Backend:
-    """Return a backend; ValueError for an unknown one or one whose message package is not installed."""
+def open_backend(name: str, role: str, model: VehicleModel, wheel_angle: float = 0.0) -> Backend:
+    """Return a backend; ValueError for an unknown one or one whose message package is not installed.
+
+    `wheel_angle`: rad that ackermann and twist ask for at steer 1, which is what the receiver divides by; 0: the model's.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f'unknown control backend {name!r}; choose one of {", ".join(BACKENDS)}')
+    angle = wheel_angle or model.max_steer
+    if name == 'auto':
+        for one in BEST_FIRST[:-1]:
+            try:
+                return open_backend(one, role, model, wheel_angle)
+            except ValueError:  # its package is not installed
+                continue
+        return open_backend(BEST_FIRST[-1], role, model, wheel_angle)
     if name == 'sim':
-        return Backend(topic='vehicle_command', kind=JointState, to_msg=joint_state)
+        return Backend(name=name, topic='vehicle_command', kind=JointState, to_msg=joint_state)
     if name == 'twist':
-        return Backend(topic=f'/carla/{role}/twist', kind=Twist, to_msg=TwistPulses(model))
+        return Backend(
+            name=name, topic=f'/carla/{role}/twist', kind=Twist, to_msg=TwistPulses(angle)
+        )
     if name == 'carla':
-        try:
-            from carla_msgs.msg import CarlaEgoVehicleControl
-        except ImportError:
-            raise ValueError(_missing('carla', 'carla_msgs', 'ros-carla-msgs')) from None
+        kind = _message(name, 'carla_msgs', 'CarlaEgoVehicleControl')
         return Backend(
+            name=name,
             topic=f'/carla/{role}/vehicle_control_cmd',
-            kind=CarlaEgoVehicleControl,
-            to_msg=lambda command, _, stamp: carla_control(CarlaEgoVehicleControl, command, stamp),
+            kind=kind,
+            to_msg=lambda command, _, stamp: carla_control(kind, command, stamp),
         )
+    drive = _message(name, 'ackermann_msgs', 'AckermannDrive')
     if name == 'ackermann':
-        try:
-            from ackermann_msgs.msg import AckermannDrive
-        except ImportError:
-            package = 'ros-$ROS_DISTRO-ackermann-msgs'
-            raise ValueError(_missing('ackermann', 'ackermann_msgs', package)) from None
         return Backend(
+            name=name,
             topic=f'/carla/{role}/ackermann_cmd',
-            kind=AckermannDrive,
-            to_msg=lambda command, speed, _: ackermann(AckermannDrive, command, speed, model),
+            kind=drive,
+            to_msg=lambda command, speed, _: ackermann(drive, command, speed, model, angle),
         )
-    raise ValueError(f'unknown control backend {name!r}; choose one of {", ".join(BACKENDS)}')
+    stamped = _message(name, 'ackermann_msgs', 'AckermannDriveStamped')
+
+    def to_msg(command: VehicleCommand, speed: float, stamp: Time):
+        inner = ackermann(drive, command, speed, model, angle)
+        return stamped(header=Header(stamp=stamp, frame_id=role), drive=inner)
+
+    return Backend(
+        name=name, topic=f'/carla/{role}/ackermann_control_cmd', kind=stamped, to_msg=to_msg
+    )
 
 
 def joint_state(command: VehicleCommand, speed: float, stamp: Time) -> JointState:
@@ -97,12 +121,14 @@ def carla_control(kind: type, command: VehicleCommand, stamp: Time):
     return msg
 
 
-def ackermann(kind: type, command: VehicleCommand, speed: float, model: VehicleModel):
+def ackermann(
+    kind: type, command: VehicleCommand, speed: float, model: VehicleModel, wheel_angle: float
+):
     """Fill an Ackermann drive: wheel angle to the left, and the speed that this acceleration gives in a second."""
     acceleration = model.throttle_gain * command.throttle - model.brake_gain * command.brake
     acceleration = max(acceleration, -model.max_deceleration)
     msg = kind()
-    msg.steering_angle = float(command.steer * model.max_steer)
+    msg.steering_angle = float(command.steer * wheel_angle)
     msg.speed = float(max(0.0, speed + acceleration))
     msg.acceleration = float(acceleration)
     return msg
@@ -115,8 +141,8 @@ class TwistPulses:
     messages as the brake is strong.
     """
 
-    def __init__(self, model: VehicleModel):
-        self._model = model
+    def __init__(self, wheel_angle: float):
+        self._wheel_angle = wheel_angle
         self._debt = 0.0
 
     def __call__(self, command: VehicleCommand, speed: float, stamp: Time) -> Twist:
@@ -126,12 +152,16 @@ class TwistPulses:
             return Twist()
         msg = Twist()
         msg.linear.x = max(10.0 * float(command.throttle), COASTING_MPS)
-        msg.angular.z = float(command.steer * self._model.max_steer)
+        msg.angular.z = float(command.steer * self._wheel_angle)
         return msg
 
 
-def _missing(backend: str, module: str, package: str) -> str:
-    return (
-        f"control backend '{backend}' needs {module}, which is not installed: install {package}, "
-        "or choose another backend ('twist' needs nothing)"
-    )
+def _message(backend: str, module: str, name: str) -> type:
+    """Return a message class of a package that not every machine has."""
+    try:
+        return getattr(importlib.import_module(f'{module}.msg'), name)
+    except ImportError:
+        raise ValueError(
+            f"control backend '{backend}' needs {module}, which is not installed: install "
+            f"{PACKAGES[module]}, or choose another backend ('twist' needs nothing)"
+        ) from None

@@ -31,3 +31,23 @@ def context():
     rclpy.init(context=fresh)
     yield fresh
     rclpy.try_shutdown(context=fresh)
+
+
+@pytest.fixture(scope='session')
+def vehicle_messages(tmp_path_factory):
+    """Make carla_msgs and ackermann_msgs importable: the installed ones, or those that can be built here."""
+    import importlib
+    import sys
+
+    from nodes.interfaces import NotBuildable, build
+
+    folder = tmp_path_factory.mktemp('interfaces')
+    try:
+        build(folder)
+    except NotBuildable as error:
+        pytest.skip(
+            f'carla_msgs and ackermann_msgs are not installed and can not be built: {error}'
+        )
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    return folder

@@ -1,6 +1,7 @@
 """One command in the words of each vehicle."""
 
 import math
+import sys
 import types
 
 import pytest
@@ -51,11 +52,11 @@ def test_carla_steers_to_the_right():
 
 def test_ackermann_asks_for_wheel_angle_speed_and_acceleration():
     kind = look_alike(steering_angle=0.0, speed=0.0, acceleration=0.0)
-    msg = words.ackermann(kind, LEFT, 3.0, METADRIVE)
-    assert msg.steering_angle == pytest.approx(0.5 * METADRIVE.max_steer)
+    msg = words.ackermann(kind, LEFT, 3.0, METADRIVE, 1.2)
+    assert msg.steering_angle == pytest.approx(0.5 * 1.2)
     assert msg.acceleration == pytest.approx(0.3 * METADRIVE.throttle_gain)
     assert msg.speed == pytest.approx(3.0 + msg.acceleration)
-    assert words.ackermann(kind, BRAKE, 3.0, METADRIVE).speed == 0.0
+    assert words.ackermann(kind, BRAKE, 3.0, METADRIVE, 1.2).speed == 0.0
 
 
 def test_twist_drives_by_tenths_and_brakes_by_pulses():
@@ -63,6 +64,10 @@ def test_twist_drives_by_tenths_and_brakes_by_pulses():
     msg = to_msg(LEFT, 3.0, NOW)
     assert msg.linear.x == pytest.approx(3.0)
     assert msg.angular.z == pytest.approx(0.5 * METADRIVE.max_steer)
+    nominal = words.open_backend('twist', 'ego_vehicle', METADRIVE, wheel_angle=1.2).to_msg
+    assert nominal(LEFT, 3.0, NOW).angular.z == pytest.approx(
+        0.5 * 1.2
+    )  # the bridge divides by it
     pulses = [to_msg(BRAKE, 3.0, NOW) for _ in range(100)]
     full = [one for one in pulses if one.linear.x == 0 and one.angular.z == 0]
     assert len(full) == pytest.approx(40, abs=1)
@@ -81,3 +86,36 @@ def test_backends_that_are_not_installed_say_what_to_install():
                 words.open_backend(name, 'ego_vehicle', METADRIVE)
         else:
             assert words.open_backend(name, 'hero', METADRIVE).topic.startswith('/carla/hero/')
+
+
+# ---- with the true message classes ----
+
+
+def test_true_messages_carry_the_command(vehicle_messages):
+    carla = words.open_backend('carla', 'hero', METADRIVE)
+    msg = carla.to_msg(LEFT, 3.0, NOW)
+    assert (msg.steer, msg.header.stamp) == (-0.5, NOW)
+    assert msg.throttle == pytest.approx(0.3) and msg.brake == 0.0
+    assert not (msg.hand_brake or msg.reverse or msg.manual_gear_shift)
+    assert carla.topic == '/carla/hero/vehicle_control_cmd'
+
+    bridge = words.open_backend('ackermann', 'hero', METADRIVE, wheel_angle=1.2)
+    assert bridge.topic == '/carla/hero/ackermann_cmd' and not hasattr(bridge.kind, 'header')
+    assert bridge.to_msg(LEFT, 3.0, NOW).steering_angle == pytest.approx(0.6)
+
+    native = words.open_backend('ackermann_stamped', 'hero', METADRIVE, wheel_angle=1.2)
+    msg = native.to_msg(LEFT, 3.0, NOW)
+    assert native.topic == '/carla/hero/ackermann_control_cmd' and msg.header.stamp == NOW
+    assert msg.drive.steering_angle == pytest.approx(0.6)
+    assert msg.drive.speed == pytest.approx(3.0 + 0.3 * METADRIVE.throttle_gain)
+
+
+def test_auto_takes_the_best_that_is_installed(vehicle_messages, monkeypatch):
+    def without(*missing):
+        for module in missing:
+            monkeypatch.setitem(sys.modules, f'{module}.msg', None)  # None blocks the import
+        return words.open_backend('auto', 'ego_vehicle', METADRIVE).name
+
+    assert without() == 'carla'
+    assert without('carla_msgs') == 'ackermann'
+    assert without('carla_msgs', 'ackermann_msgs') == 'twist'
