@@ -36,6 +36,7 @@ SAME_S = 1e-3  # stamps this near are of one tick
 APART_S = 0.1  # a sensor that lags by more is not waited for
 # The native IMU's orientation is pi/4 minus the compass (CarlaIMUPublisher.cpp halves a half pi), where REP-103 has pi/2.
 NATIVE_YAW = math.pi / 4.0
+FAR_OFF_M = 50.0  # from the route: the map's origin must be wrong
 CHECK_M, CHECK_RAD = (
     4.0,
     0.4,
@@ -50,8 +51,8 @@ class CarlaStateParameters(NodeParameters):
     imu: str = parameter(
         'bridge', "whose IMU: carla_ros_bridge's or native's", choices=('bridge', 'native')
     )
-    latitude: float = parameter(49.0, "degrees of the map's origin (its geoReference)")
-    longitude: float = parameter(8.0, "degrees of the map's origin (its geoReference)")
+    latitude: float = parameter(0.0, "degrees of the map's origin (its geoReference)")
+    longitude: float = parameter(0.0, "degrees of the map's origin (its geoReference)")
     mirrored_latitude: bool = parameter(
         False, 'the latitude grows to the south, as CARLA 0.9.16 projects'
     )
@@ -208,8 +209,19 @@ class CarlaStateNode(ManagedNode):
         self._odometry.publish(msg)
         self._check_course(fix, state)
         if self._route is not None:
-            guidance = self._route.guidance(state)
-            self._asked.publish(String(data=guidance.command.value))
+            self._follow(state)
+
+    def _follow(self, state: EgoState) -> None:
+        """Say what the route asks for, and complain when it is nowhere near."""
+        guidance = self._route.guidance(state)
+        self._asked.publish(String(data=guidance.command.value))
+        foot = self._route.point(self._route.progress)
+        off = math.hypot(foot[0] - state.x, foot[1] - state.y)
+        if off > FAR_OFF_M:
+            said = f'{off:.0f} m away from the fixes: check `latitude` and `longitude`'
+            self.report('route', ERROR, said)
+        else:
+            self.report('route', OK, 'near')
 
     def _check_course(self, fix: np.ndarray, state: EgoState) -> None:
         """Complain when the fixes move another way than the compass points: a wrong convention is worse than none."""

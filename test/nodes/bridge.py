@@ -36,8 +36,11 @@ START = 12.0  # s of simulated time
 class Bridge(Node):
     """One ego vehicle on a straight road to the east; `flavour`: bridge, native or leaderboard."""
 
-    def __init__(self, context, role: str, flavour: str, control, topic: str, read):
-        """`control`, `topic`: type and name of the command that is heard; `read(msg)`: throttle, steer, brake of it."""
+    def __init__(self, context, role, flavour, control, topic, read, plan=Path):
+        """`control`, `topic`: type and name of the command that is heard; `read(msg)`: throttle, steer, brake of it.
+
+        `plan`: type of the Leaderboard's route: Path, or CarlaRoute as in Bench2Drive's copy.
+        """
         super().__init__(f'carla_{flavour}', context=context)
         self.flavour, self.role, self._read = flavour, role, read
         self.car = stand_in.Lincoln(
@@ -66,7 +69,7 @@ class Bridge(Node):
         if flavour != 'native':
             self._speed = publish(Float32, f'{prefix}/speedometer', RELIABLE)
         name = 'waypoints' if flavour == 'bridge' else 'global_plan'
-        self._route = publish(Path, f'{prefix}/{name}', LATCHED)
+        self._route = publish(plan, f'{prefix}/{name}', LATCHED)
         self.ready = threading.Event()
         if flavour == 'leaderboard':
             self.create_subscription(
@@ -100,12 +103,15 @@ class Bridge(Node):
 
     def publish_route(self) -> None:
         """Publish the way ahead once, latched, as its publisher does."""
-        msg = Path()
-        msg.header.frame_id = 'map'
-        for x in (40.0, 60.0, 120.0, 300.0) if self.flavour == 'leaderboard' else range(40, 300):
+        msg = self._route.msg_type()
+        for x in (40, 60, 120, 300) if self.flavour == 'leaderboard' else range(40, 300):
             pose = PoseStamped()
             pose.pose.position.x, pose.pose.position.y = float(x), 6.0
-            msg.poses.append(pose)
+            msg.poses.append(pose if isinstance(msg, Path) else pose.pose)
+        if isinstance(msg, Path):
+            msg.header.frame_id = 'map'
+        else:
+            msg.road_options = [4, 1, 4, 4]  # CARLA's numbers: left, from 60 m to 120 m
         self._route.publish(msg)
 
     def drive(self, metres: float, wall_s: float, limit_s: float = 1.0) -> float:

@@ -7,7 +7,8 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Twist
 from nav_msgs.msg import Odometry
-from std_msgs.msg import Bool
+from nav_msgs.msg import Path as NavPath
+from std_msgs.msg import Bool, String
 
 from agents.stand_in import ORIGIN
 from engine.bundles import make_bundle
@@ -176,6 +177,43 @@ def test_the_leaderboard_gets_its_status_and_one_answer_for_every_tick(
     ear.wait('emergency', lambda msg: msg.data, timeout=10.0)
     assert {len(found) for found in car.answers.values()} == {1}
     assert sorted(car.answers) == list(range(car.ticks)) and not car.strays
+
+
+@pytest.mark.parametrize('latitude', [ORIGIN[0], ORIGIN[0] + 0.1])
+def test_bench2drives_route_asks_for_its_turns_and_a_wrong_origin_is_told(
+    graph, start, vehicle_messages, latitude
+):
+    from carla_msgs.msg import CarlaEgoVehicleControl, CarlaRoute
+
+    car = graph.spin(
+        bridge.Bridge(
+            graph.context,
+            'hero',
+            'leaderboard',
+            CarlaEgoVehicleControl,
+            '/carla/hero/vehicle_control_cmd',
+            bridge.of_carla,
+            plan=CarlaRoute,
+        )
+    )
+    car.publish_route()
+    topics = {'/carla/hero/route': NavPath, 'command': String, 'diagnostics': DiagnosticArray}
+    ear = graph.spin(Ear(graph.context, **topics))
+    origin = {'latitude': latitude, 'longitude': ORIGIN[1], 'plan': 'auto', 'announce': False}
+    start('leaderboard', 'hero', 'route', ['carla_state'], carla_state=origin)
+    for _ in range(200):
+        car.step(0.05)
+        if ear.heard['command']:
+            break
+    if latitude == ORIGIN[0]:
+        assert ear.wait('command')[1].data == 'left'  # 20 m before it begins
+        _, route = ear.wait('/carla/hero/route')
+        assert [pose.pose.position.x for pose in route.poses] == [40.0, 60.0, 120.0, 300.0]
+        assert not any(name.endswith(': route') for name in ear.states(ERROR))
+    else:
+        ear.wait('diagnostics', lambda msg: any('`latitude`' in one.message for one in msg.status))
+        [said] = [text for name, text in ear.states(ERROR).items() if name.endswith(': route')]
+        assert 'away from the fixes' in said
 
 
 def graph_types(node, topic):
