@@ -175,7 +175,8 @@ def test_bench2drives_metrics_are_written_where_it_looks(module, settings, monke
     monkeypatch.setenv('SAVE_PATH', str(tmp_path / 'out'))
     gps, world = stand_in.plan(stand_in.bend(carla, 0.5), RoadOption.RIGHT)
     loaded = module(stand_in.Bench2DriveAgent)
-    agent = start(loaded, settings() + '+RouteScenario_7', (gps, world))
+    # the names of the routes so far pile up in its argument
+    agent = start(loaded, settings() + '+RouteScenario_3+RouteScenario_7', (gps, world))
     drive(agent, Lincoln(world[0][0]), 3)
     agent.destroy()
     written = json.loads((tmp_path / 'out/RouteScenario_7/metric_info.json').read_text())
