@@ -30,7 +30,7 @@ RELIABLE = QoSProfile(depth=10)
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TICK_S = 0.05
 SIZE = (64, 36)
-START = 12.0  # s of simulated time
+START = 12.0  # s of simulated time, of the first episode
 
 
 class Bridge(Node):
@@ -49,10 +49,7 @@ class Bridge(Node):
             ),
             noise=5e-6 if flavour == 'leaderboard' else 0.0,
         )
-        self.time, self.ticks = START, 0
-        self.answers: dict[int, list] = {}  # tick -> the commands that came with its stamp
-        self.strays: list = []  # commands whose stamp is no tick's
-        self.odometry: list[EgoState] = []  # the true ones
+        self.begin(START)
         prefix, publish = f'/carla/{role}', self.create_publisher
         self._clock_topic = publish(Clock, '/clock', RELIABLE)
         self._cameras = {
@@ -80,6 +77,14 @@ class Bridge(Node):
         self._stop = threading.Event()
         self._command = SimpleNamespace(throttle=0.0, steer=0.0, brake=0.0)
 
+    def begin(self, start: float) -> None:
+        """Begin an episode at that time; the vehicle stays where it is, at rest."""
+        self.start, self.time, self.ticks = start, start, 0
+        self.car.speed = 0.0
+        self.answers: dict[int, list] = {}  # tick -> the commands that came with its stamp
+        self.strays: list = []  # commands whose stamp is no tick's
+        self.odometry: list[EgoState] = []  # the true ones
+
     # ---- hearing ----
 
     def _on_control(self, msg) -> None:
@@ -91,7 +96,7 @@ class Bridge(Node):
             self.answers.setdefault(self.ticks, []).append(self._command)
             self._answered.set()
             return
-        off = conversions.seconds(header.stamp) - START
+        off = conversions.seconds(header.stamp) - self.start
         tick = round(off / TICK_S)
         if abs(off - tick * TICK_S) > 1e-3:
             self.strays.append(msg)
@@ -128,7 +133,7 @@ class Bridge(Node):
         came = self._answered.wait(limit_s)
         self.car.apply(self._command)
         self.ticks += 1
-        self.time = START + self.ticks * TICK_S
+        self.time = self.start + self.ticks * TICK_S
         return came
 
     def _say(self) -> None:

@@ -92,6 +92,22 @@ def test_the_bridges_vehicle_is_driven_with_carla_msgs(graph, start, vehicle_mes
     assert heard == 'carla_msgs/msg/CarlaEgoVehicleControl'
 
 
+def test_a_new_episode_whose_time_begins_anew_is_driven_as_well(graph, start, vehicle_messages):
+    from carla_msgs.msg import CarlaEgoVehicleControl
+
+    topic = '/carla/ego_vehicle/vehicle_control_cmd'
+    car = graph.spin(
+        bridge.Bridge(
+            graph.context, 'ego_vehicle', 'bridge', CarlaEgoVehicleControl, topic, bridge.of_carla
+        )
+    )
+    car.publish_route()
+    start('carla_bridge', 'ego_vehicle', 'waypoints', ('view_router', 'driver', 'controller'))
+    assert car.drive(0.5, PATIENCE_S) >= 0.5
+    car.begin(2.0)  # CARLA has loaded its world again: ten seconds back
+    assert car.drive(1.0, PATIENCE_S) >= 1.0
+
+
 def test_the_bridges_vehicle_is_driven_with_a_twist(graph, start):
     topic = '/carla/ego_vehicle/twist'
     car = graph.spin(
