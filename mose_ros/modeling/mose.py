@@ -396,7 +396,10 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         text = self.model.language_model.embed_tokens(input_ids)
         is_image = self.is_image(input_ids)
         seen = embeds.flatten(1, 2)
-        place = (is_image.cumsum(1) - 1).clamp(0, seen.shape[1] - 1)
+        # how many stand before: a CumSum of integers is in no list of what TensorRT's parser takes
+        index = torch.arange(input_ids.shape[1], device=input_ids.device)
+        count = (is_image[:, None] & (index <= index[:, None])).float().sum(-1)
+        place = (count - 1).clamp(0, seen.shape[1] - 1).long()
         seen = seen.gather(1, place[..., None].expand(-1, -1, seen.shape[-1]))
         return torch.where(is_image[..., None], seen.to(text.dtype), text)
 

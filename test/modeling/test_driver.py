@@ -165,7 +165,7 @@ def test_the_tiny_preset_keeps_its_promises():
     assert counts['active'] < 0.7 * counts['total']
     assert config.vision.tokens == 32
     assert DriverConfig.from_json(config.to_json()).to_json() == config.to_json()
-    with pytest.raises(ValueError, match='known: tiny, nano'):
+    with pytest.raises(ValueError, match='known: tiny, mini, nano'):
         preset('large')
 
 
