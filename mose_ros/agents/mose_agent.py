@@ -88,8 +88,12 @@ class MoseAgent(AutonomousAgent):
         self._pilot = Pilot(policy, self._config, frame, route)
 
     def _measure(self) -> None:
-        if hasattr(self, 'get_metric_info'):  # Bench2Drive's base class has it
+        if not hasattr(self, 'get_metric_info'):  # Bench2Drive's base class has it
+            return
+        try:
             self._metrics[str(len(self._metrics))] = self.get_metric_info()
+        except Exception:  # a missing measurement costs comfort, a missing answer the route
+            _log.exception('no metrics of this tick')
 
 
 @lru_cache(maxsize=1)

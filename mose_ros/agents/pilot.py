@@ -142,7 +142,12 @@ class Pilot:
         policy.reset()
 
     def tick(self, time: float, senses: Senses) -> VehicleCommand:
-        """Answer one tick; where there is no plan, whatever the reason, it is logged and the answer is to brake."""
+        """Answer one tick; where there is no plan, whatever the reason, it is logged and the answer is to brake.
+
+        Raises what malformed fixes, IMUs or times deserve, before anything is changed by them.
+        """
+        if not np.isfinite(time):
+            raise ValueError(f'a tick at {time} s')
         ego = self._place(time, senses)
         if self._tick % self._config.plan_every == 0:
             try:

@@ -18,6 +18,7 @@ from mose_ros.core.types import COMMANDS, Command, EgoState
 
 EARTH_RADIUS_M = 6378137.0  # of CARLA's projection
 ANTENNA_X = -1.4  # m from the body's centre: where Bench2Drive's agents have GNSS and IMU
+JUMP_M, JUMPS = 30.0, 10  # a fix this far off is not believed, so many in a row are
 MIN_SPAN_M = 20.0  # of a route, below which its fixes don't tell a scale
 EGO_VEHICLE = 'vehicle.lincoln.mkz_2020'  # what Leaderboard 2 and Bench2Drive drive
 WHEEL_ANGLE = 1.2217  # rad of that vehicle's front wheels at steer 1, standing: vehicle_info's max_steer_angle
@@ -233,7 +234,7 @@ class Localizer:
         self._time: float | None = None
         self._place = np.zeros(2)
         self._yaw = self._speed = 0.0
-        self._fixes = 0
+        self._fixes = self._jumps = 0
 
     @property
     def is_placed(self) -> bool:
@@ -274,8 +275,13 @@ class Localizer:
         )
 
     def _correct(self, measured, dt: float, has_speedometer: bool) -> None:
-        self._fixes += 1
         off = measured - self._place
+        if self._fixes and np.hypot(*off) > JUMP_M:
+            self._jumps += 1
+            if self._jumps < JUMPS:
+                return
+            self._fixes = 0  # it has been set down elsewhere
+        self._fixes, self._jumps = self._fixes + 1, 0
         # the first fixes are averaged, so that one of them alone does not set the place
         self._place = self._place + max(self._gain, 1.0 / self._fixes) * off
         if not has_speedometer and self._fixes > 1 and dt > 0:

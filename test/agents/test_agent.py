@@ -147,6 +147,38 @@ def test_whatever_fails_every_tick_is_answered_and_the_car_comes_to_rest(module,
     assert control.brake == 1.0 and 'full brake' in caplog.text
 
 
+NASTY = {
+    'nothing': {},
+    'fix is nan': {'gnss': np.full(3, np.nan)},
+    'fix beyond the pole': {'gnss': np.array([95.0, 2.0, 0.0])},
+    'fix far away': {'gnss': np.array([89.9, 2.0, 0.0])},
+    'imu is nan': {'imu': np.full(7, np.nan)},
+    'imu is infinite': {'imu': np.full(7, np.inf)},
+    'imu is short': {'imu': np.zeros(3)},
+    'speed is nan': {'speedometer': {'speed': np.nan}},
+    'speed is missing': {'speedometer': {}},
+    'picture without colour': {'rgb_front': np.zeros((36, 64), np.uint8)},
+    'picture of floats': {'rgb_front': np.zeros((36, 64, 4))},
+    'picture is none': {'rgb_front': None},
+}
+
+
+@pytest.mark.parametrize('name', NASTY)
+def test_what_no_sensor_should_say_is_answered_and_forgotten(module, settings, name):
+    gps, world = stand_in.plan(stand_in.bend(carla, 0.5), RoadOption.RIGHT)
+    agent, car = start(module(), settings(), (gps, world)), Lincoln(world[0][0])
+    drive(agent, car, 30)
+    for tick in range(30, 34):
+        data = {**car.data(), **{key: (tick, value) for key, value in NASTY[name].items()}}
+        control = agent.run_step({} if name == 'nothing' else data, tick * 0.05)
+        for value, low in ((control.throttle, 0), (control.brake, 0), (control.steer, -1)):
+            assert low <= value <= 1  # which nan is not
+    assert agent.run_step(car.data(), math.nan).brake == 1.0
+    for tick in range(34, 40):
+        control = agent.run_step(car.data(), tick * 0.05)
+    assert control.throttle > 0.1 and control.brake == 0
+
+
 def test_one_lost_frame_is_driven_over(module, settings):
     gps, world = stand_in.plan(stand_in.bend(carla, 0.5), RoadOption.RIGHT)
     agent, car = start(module(), settings(), (gps, world)), Lincoln(world[0][0])
@@ -181,6 +213,25 @@ def test_bench2drives_metrics_are_written_where_it_looks(module, settings, monke
     agent.destroy()
     written = json.loads((tmp_path / 'out/RouteScenario_7/metric_info.json').read_text())
     assert list(written) == ['0', '1', '2'] and written['0']['location'] == [1.0, 2.0, 3.0]
+
+
+def test_metrics_that_fail_cost_no_answer(module, settings, caplog):
+    class Broken(stand_in.AutonomousAgent):
+        def get_metric_info(self):
+            raise AttributeError('the hero is gone')
+
+    gps, world = stand_in.plan(stand_in.bend(carla, 0.5), RoadOption.RIGHT)
+    agent = start(module(Broken), settings(), (gps, world))
+    drive(agent, Lincoln(world[0][0]), 2)
+    assert 'the hero is gone' in caplog.text
+
+
+def test_the_shipped_configuration_drives_as_it_is(module):
+    gps, world = stand_in.plan(stand_in.bend(carla, 0.5), RoadOption.RIGHT)
+    agent = start(module(), str(ROOT / 'config/carla/agent.yaml'), (gps, world))
+    drive(agent, Lincoln(world[0][0]), 16)
+    plan = agent._pilot.plan
+    assert agent._pilot.failures == 0 and plan.views[0] == 'front' and len(plan.skills) == 3
 
 
 def test_sensors_fit_the_rules(module, settings):

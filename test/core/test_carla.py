@@ -190,6 +190,18 @@ def test_a_compass_that_fails_leaves_the_gyroscope():
     assert state.yaw == pytest.approx(0.5) and (state.x, state.y) == pytest.approx((0.0, 0.0))
 
 
+def test_one_fix_that_jumps_is_not_believed_and_a_vehicle_set_down_elsewhere_is_found():
+    localizer = words.Localizer()
+
+    def stand(time, x):
+        fix = np.array([x + words.ANTENNA_X, 0.0])
+        return localizer.update(time, fix=fix, yaw=0.0, yaw_rate=0.0, speed=0.0).x
+
+    assert stand(0.0, 5.0) == pytest.approx(5.0)
+    assert stand(0.05, 1e7) == pytest.approx(5.0)
+    assert [stand(0.1 + 0.05 * tick, 400.0) for tick in range(12)][-1] == pytest.approx(400.0)
+
+
 def test_time_that_goes_back_begins_anew():
     localizer = words.Localizer()
     localizer.update(5.0, fix=np.array([98.6, 0.0]), yaw=0.0, yaw_rate=0.0, speed=1.0)
