@@ -265,7 +265,7 @@ class ControllerNode(ManagedNode):
         faults = self._faults(now)
         if 'odometry' in self._broken or not self._history.newest:
             # blind to its own motion: assume that the brake works
-            lost = now - max(self._acted, self._times['odometry'])
+            lost = max(0.0, now - max(self._acted, self._times['odometry']))
             self._speed = max(0.0, abs(self._speed) - lost * p.comfortable_deceleration)
         is_planned = self._trajectory is not None
         if not is_planned and self._supervisor.stage is not Stage.WAITING:
