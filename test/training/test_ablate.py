@@ -84,7 +84,9 @@ def test_a_table_can_record_its_own_clips(typed, tmp_path):
     assert [command[1] for command in typed].count('annotate') == 0
     ablate.ablate(language(tmp_path, **few, collects=True))
     collected, labelled = [
-        command for command in typed if str(tmp_path / 'data') in command and '--work' not in command
+        command
+        for command in typed
+        if str(tmp_path / 'data') in command and '--work' not in command
     ]
     assert (collected[1], labelled[1]) == ('collect', 'annotate')
     assert 'collect.seeds=3' in collected
