@@ -77,14 +77,10 @@ class Samples:
         if random is not None and random.random() < self._config.still:
             older = newest
         look = Look.draw(random, self._config.photometric)
-        whole = {name: self._picture(i, newest, name) for name in names}
-        views = [self._frames(i, older, name, whole[name]) for name in names]
+        # all in the same way, as on the vehicle: were the views of another size, the router would learn to tell them by that
+        now = {name: self._picture(i, newest, name) for name in alive}
+        views = [self._frames(i, older, name, now[name]) for name in names]
         glance = model.glance
-        # cameras that are only glanced at are decoded at half size
-        now = {name: whole.get(name) for name in alive}
-        now = {
-            n: self._picture(i, newest, n, half=True) if p is None else p for n, p in now.items()
-        }
         thumbnails, present = vision.glance(now, model.cameras, glance.width, glance.height)
         thumbnails[present > 0] = look.recolour(thumbnails[present > 0])
         camera = index.camera[i] if index.camera[i] in alive else ''
@@ -161,15 +157,10 @@ class Samples:
             return [now, now]
         return [self._picture(i, older, name), now]
 
-    def _picture(
-        self, i: int, frame: int, camera: str, half: bool = False
-    ) -> UInt8[np.ndarray, 'H W 3']:
-        """Return a camera's picture at view size, or small enough for a glance."""
+    def _picture(self, i: int, frame: int, camera: str) -> UInt8[np.ndarray, 'H W 3']:
+        """Return a camera's picture at view size."""
         index, view = self._index, self._model.vision
         name = f'{index.clips[index.clip[i]]}/camera/rgb_{camera}/{frame:05d}.jpg'
-        if half:
-            image = self._read(name, cv2.IMREAD_REDUCED_COLOR_2)
-            return np.ascontiguousarray(image[:, :, ::-1])
         image = self._read(name, cv2.IMREAD_COLOR_RGB)
         return vision.resize(image, view.view_width, view.view_height)
 
