@@ -132,9 +132,11 @@ def test_samples_follow_from_seed_and_step(index, samples, training):
     assert keys(0, 0) != keys(1, 0)
     key = keys(0, 0)[0][0]
     one, again = samples[key], samples[key]
-    other = samples[replace(key, numbers=(0, 99, 0))]
+    others = [samples[replace(key, numbers=(0, 99, slot))] for slot in range(6)]
     assert all(np.array_equal(one[name], again[name]) for name in one)
-    assert not np.array_equal(one['thumbnails'], other['thumbnails'])
+    assert not any(np.array_equal(one['noise'], other['noise']) for other in others)
+    # every second is changed in its colours
+    assert not all(np.array_equal(one['thumbnails'], other['thumbnails']) for other in others)
 
 
 def test_threads_make_the_same_batches_in_the_same_order(index, samples, training):
