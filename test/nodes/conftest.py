@@ -33,6 +33,24 @@ def context():
     rclpy.try_shutdown(context=fresh)
 
 
+@pytest.fixture(scope='module')
+def bundle(tmp_path_factory):
+    """Return the folder of a made bundle."""
+    from engine.bundles import make_bundle
+
+    return str(make_bundle(tmp_path_factory.mktemp('bundle')))
+
+
+@pytest.fixture
+def graph(context):
+    """Return nodes under way, none at first."""
+    from nodes.graph import Graph
+
+    made = Graph(context)
+    yield made
+    made.close()
+
+
 @pytest.fixture(scope='session')
 def vehicle_messages(tmp_path_factory):
     """Make carla_msgs and ackermann_msgs importable: the installed ones, or those that can be built here."""

@@ -11,7 +11,6 @@ from nav_msgs.msg import Path as NavPath
 from std_msgs.msg import Bool, String
 
 from agents.stand_in import ORIGIN
-from engine.bundles import make_bundle
 from mose_ros.core.carla import LINCOLN
 from mose_ros.nodes import conversions
 from mose_ros.nodes.carla_state_node import CarlaStateNode
@@ -20,7 +19,7 @@ from mose_ros.nodes.driver_node import DriverNode
 from mose_ros.nodes.lifecycle import ERROR
 from mose_ros.nodes.view_router_node import ViewRouterNode
 from nodes import bridge
-from nodes.graph import NAMESPACE, Ear, Graph, overrides
+from nodes.graph import NAMESPACE, Ear, overrides
 
 CONFIG = Path(__file__).parents[2] / 'config'
 PATIENCE_S = 90.0  # on a machine that is busy with something else
@@ -30,18 +29,6 @@ KINDS = {
     'controller': ControllerNode,
     'carla_state': CarlaStateNode,
 }
-
-
-@pytest.fixture(scope='module')
-def bundle(tmp_path_factory):
-    return str(make_bundle(tmp_path_factory.mktemp('bundle')))
-
-
-@pytest.fixture
-def graph(context):
-    made = Graph(context)
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -19,11 +19,6 @@ from mose_ros.nodes.drive import check_params_file
 KEYS = 'plans plan_rate_hz plan_latency_ms deadline_misses route_completion infractions reasoning_count'
 
 
-@pytest.fixture(scope='module')
-def bundle(tmp_path_factory):
-    return make_bundle(tmp_path_factory.mktemp('bundle'))
-
-
 def drive(*arguments, **options):
     environment = {key: value for key, value in os.environ.items() if key != 'ROS_DOMAIN_ID'}
     environment['PYTHONPATH'] = str(Path(__file__).parents[2])

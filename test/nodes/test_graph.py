@@ -16,19 +16,7 @@ from mose_ros.nodes.driver_node import DriverNode
 from mose_ros.nodes.lifecycle import ERROR, WARN
 from mose_ros.nodes.vehicle_command import command_from_joint_state
 from mose_ros.nodes.view_router_node import ViewRouterNode
-from nodes.graph import Car, Ear, Graph, overrides
-
-
-@pytest.fixture(scope='module')
-def bundle(tmp_path_factory):
-    return str(make_bundle(tmp_path_factory.mktemp('bundle')))
-
-
-@pytest.fixture
-def graph(context):
-    made = Graph(context)
-    yield made
-    made.close()
+from nodes.graph import Car, Ear, overrides
 
 
 @pytest.fixture
