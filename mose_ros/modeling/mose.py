@@ -161,9 +161,15 @@ class TokenMixture(SkillMixture):
             gates = self.router(x.float()).softmax(-1)
         best, chosen = gates.max(-1)
         shared = super().forward(x, None)
-        picked = pick_by_token(self.experts, chosen, x)
+        picked = self.pick(chosen, x)
         weight = (self.expert_weight * best[..., None]).to(shared.dtype)
         return shared + weight * (picked - shared), gates
+
+    def pick(
+        self, chosen: Int64[Tensor, 'B T'], x: Float[Tensor, 'B T D']
+    ) -> Float[Tensor, 'B T D']:
+        """Give each token to its expert."""
+        return pick_by_token(self.experts, chosen, x)
 
 
 def pick_by_group(

@@ -56,7 +56,7 @@ def parity(
 def _compare(driver, bundle, moments) -> dict[str, Any]:
     engine, router = Driver(bundle), ViewRouter(bundle)
     m = bundle.manifest
-    reference = _Reference(driver, m, bundle.tokenizer())
+    reference = Reference(driver, m, bundle.tokenizer())
     rows, equal = [], dict.fromkeys(EQUALS, True)
     for moment in moments:
         views = router.select(moment.time, moment.images, moment.ego, moment.guidance)
@@ -102,7 +102,7 @@ def judge(found: Mapping[str, Any], precision: str) -> None:
         )
 
 
-class _Reference:
+class Reference:
     """The network asked as the engine is, by way of core alone."""
 
     def __init__(self, driver: MoseDriver, m: Manifest, tokenizer: prompt.Tokenizer):
