@@ -12,6 +12,8 @@ from jaxtyping import Float
 from mose_ros.core.types import Trajectory, VehicleCommand
 
 STANDSTILL = 0.3  # m: a trajectory that stays this near means stop and hold
+STANDING = 0.15  # m/s: slower is standing
+_STRIDE = 0.3  # m: points of a way that are nearer to each other say nothing about its direction
 _ARC_SIGMA, _CURVATURE_SIGMA = 0.1, 0.05  # m of noise of a point, 1/m that the curvature may jump
 
 
@@ -78,10 +80,40 @@ class TrajectoryTracker:
         if abs(wanted - self._acceleration) < 1.2:  # that much is noise; a danger is not smoothed
             wanted = 0.5 * (wanted + self._acceleration)
         self._acceleration = acceleration = wanted
-        if speed < 0.15 and acceleration < 0.05:
+        if speed < STANDING and acceleration < 0.05:
             return self._hold()
         steer = np.arctan(curvature * self._model.wheelbase) / self._model.max_steer
         return self._apply(steer, acceleration)
+
+    def brake(
+        self,
+        trajectory: Trajectory,
+        speed: float,
+        deceleration: float,
+        pose: tuple[float, float, float],
+    ) -> VehicleCommand:
+        """Come to rest on the way of a trajectory, whatever its times say; beyond its end straight on.
+
+        At least `deceleration`, and as much more as it takes to rest before the way ends: nobody has looked further.
+        `pose` as in `command`. ValueError when a number is not finite.
+        """
+        values = [speed, deceleration, *pose]
+        if not (np.all(np.isfinite(values)) and np.all(np.isfinite(trajectory.xy))):
+            raise ValueError(f'speed, deceleration, pose {values} or trajectory is not finite')
+        points, remaining = _way_ahead(trajectory, pose)
+        curvature = self._fit_curvature(points, speed)
+        steer = np.arctan(curvature * self._model.wheelbase) / self._model.max_steer
+        if abs(speed) < STANDING:
+            return self._apply(steer, -self._model.hold_brake * self._model.brake_gain)
+        needed = speed**2 / (2.0 * max(remaining, STANDSTILL))
+        return self._apply(steer, -max(deceleration, needed))
+
+    def roll(self, pose: tuple[float, float, float], metres: float) -> tuple[float, float, float]:
+        """Return where the last steering takes the vehicle from `pose`; for when nobody measures it."""
+        x, y, yaw = pose
+        turned = self._curvature * metres
+        middle = yaw + 0.5 * turned
+        return x + metres * float(np.cos(middle)), y + metres * float(np.sin(middle)), yaw + turned
 
     def stop(self, speed: float, deceleration: float) -> VehicleCommand:
         """Brake in a straight line and hold; for when there is no valid trajectory."""
@@ -90,7 +122,7 @@ class TrajectoryTracker:
                 f'stop needs a finite speed and a deceleration > 0, not {speed}, {deceleration}'
             )
         self._curvature = 0.0
-        if speed < 0.15:
+        if speed < STANDING:
             return self._apply(0.0, -self._model.hold_brake * self._model.brake_gain)
         return self._apply(0.0, -deceleration)
 
@@ -149,6 +181,32 @@ class TrajectoryTracker:
 
     def _hold(self) -> VehicleCommand:
         return VehicleCommand(steer=self._steer, throttle=0.0, brake=self._model.hold_brake)
+
+
+def _way_ahead(trajectory, pose) -> tuple[Float[np.ndarray, 'N 2'], float]:
+    """Return the way before the vehicle, in its frame and straight beyond the end, and how many metres of it were planned."""
+    kept = [np.zeros(2)]
+    for point in trajectory.xy:
+        if np.hypot(*(point - kept[-1])) >= _STRIDE:
+            kept.append(point)
+    planned = len(kept) > 1
+    way = np.array(kept if planned else [[0.0, 0.0], [_STRIDE, 0.0]])
+    steps = np.diff(way, axis=0)
+    lengths = np.hypot(*steps.T)
+    along = np.concatenate([[0.0], np.cumsum(lengths)])
+    x, y, yaw = pose
+    share = np.clip((((x, y) - way[:-1]) * steps).sum(1) / lengths**2, 0.0, 1.0)
+    feet = way[:-1] + share[:, None] * steps
+    nearest = int(np.argmin(np.hypot(*(feet - (x, y)).T)))
+    here = along[nearest] + share[nearest] * lengths[nearest]
+    end, heading = along[-1] if planned else 0.0, steps[-1] / lengths[-1]
+    # how far beyond the end the vehicle already is
+    here += max(0.0, float((np.array([x, y]) - way[-1]) @ heading)) if share[-1] == 1.0 else 0.0
+    wanted = here + np.arange(0.5, 25.0, 0.5)
+    points = np.stack([np.interp(wanted, along, way[:, axis]) for axis in (0, 1)], axis=1)
+    points += np.maximum(wanted - along[-1], 0.0)[:, None] * heading
+    cos, sin = np.cos(yaw), np.sin(yaw)
+    return (points - (x, y)) @ np.array([[cos, -sin], [sin, cos]]), float(max(end - here, 0.0))
 
 
 def _fit_acceleration(times, points, speed, curvature) -> float:

@@ -18,6 +18,7 @@ STILL_S = 0.25  # for so long makes a standstill
 SMOOTHING_S = 0.1  # in which the acceleration takes half of a change
 UNKNOWN_M = 100.0  # since the last standstill, when the first odometry finds the vehicle driving
 COMMAND_AHEAD_M = 30.0  # before a junction its command is given
+MAX_ROUTE_M = 1e6  # its curve takes a point a metre
 TURN, TURN_M = 0.5, 20.0  # rad that a route turns within so many metres where it turns off
 
 
@@ -74,6 +75,14 @@ class EgoHistory:
             acceleration=last.acceleration + share * (slope - last.acceleration),
             since_stop=0.0 if self._still_s > STILL_S else driven,
         )
+
+
+def coast(ego: EgoState, seconds: float) -> EgoState:
+    """Return where a vehicle is a moment later, at the same speed and yaw rate."""
+    turned = ego.yaw_rate * seconds
+    middle, way = ego.yaw + 0.5 * turned, ego.speed * seconds
+    x, y = ego.x + way * float(np.cos(middle)), ego.y + way * float(np.sin(middle))
+    return replace(ego, x=x, y=y, yaw=ego.yaw + turned)
 
 
 class RouteFollower:
@@ -173,8 +182,11 @@ def smooth(
     """Return a sparse route as a curve through its points along their headings, and of each new point the old one before it.
 
     Cubic Hermite pieces with tangents as long as the chord. A heading that points against its chord is not
-    believed.
+    believed. ValueError for a route longer than MAX_ROUTE_M.
     """
+    length = float(np.hypot(*np.diff(points, axis=0).T).sum())
+    if not length <= MAX_ROUTE_M:
+        raise ValueError(f'a route of {length:.3g} m; {MAX_ROUTE_M:.0f} m are enough for any')
     pieces, owners = [points[:1]], [np.zeros(1, int)]
     for index, (start, end) in enumerate(zip(points[:-1], points[1:], strict=True)):
         chord = end - start

@@ -127,3 +127,56 @@ def test_stop_brings_to_rest_and_holds():
     assert car.speed == 0.0
     assert 7.0 < car.x < 9.0  # 8 m/s with 4 m/s^2: 8 m
     assert command.brake == METADRIVE.hold_brake
+
+
+# ---- braking along the way ----
+
+
+def brake_on(world_of, speed, deceleration, planned_speed=None, blind=False):
+    """Brake on a way that was planned at the start; return how far the car came and how far beside the way it was."""
+    planned_speed = speed if planned_speed is None else planned_speed
+    way = plan([world_of(planned_speed * 0.2 * k) for k in range(1, 16)])
+    car, tracker, pose, off = Bicycle(speed=speed), TrajectoryTracker(), (0.0, 0.0, 0.0), 0.0
+    line = np.array([world_of(s) for s in np.arange(0, 60, 0.1)])
+    driven = 0.0
+    for _ in range(120):
+        where = pose if blind else (car.x, car.y, car.yaw)
+        car.step(tracker.brake(way, car.speed, deceleration, where))
+        driven += car.speed * DT
+        pose = tracker.roll(pose, car.speed * DT)
+        off = max(off, float(np.hypot(*(line - (car.x, car.y)).T).min()))
+    assert car.speed == 0.0
+    return driven, off
+
+
+def circle(s):
+    return 20 * np.sin(s / 20), 20 - 20 * np.cos(s / 20)
+
+
+@pytest.mark.parametrize('speed', [3.0, 8.0, 12.0])
+@pytest.mark.parametrize('deceleration', [2.5, 8.0])
+def test_braking_keeps_to_the_way_and_needs_little_more_than_physics(speed, deceleration):
+    driven, off = brake_on(circle, speed, deceleration)
+    least = speed**2 / (2 * deceleration)
+    assert least - speed * DT <= driven <= least + speed * DT
+    assert off < 0.6
+
+
+def test_braking_without_odometry_keeps_to_the_way_as_well():
+    _, off = brake_on(circle, 8.0, 2.5, blind=True)
+    assert off < 1.0
+    straight_on = brake_on(lambda s: (s, 0.0), 8.0, 2.5, blind=True)[1]
+    assert straight_on < 0.05
+
+
+def test_a_plan_that_was_about_to_stop_is_not_overrun():
+    """The last plan braked within 8 m, and comfort would need 12.8 m: somebody may stand there."""
+    driven, _ = brake_on(lambda s: (min(s, 8.0), 0.0), 8.0, 2.5)
+    assert driven <= 8.0 + 0.3
+    assert brake_on(lambda s: (s, 0.0), 8.0, 2.5)[0] > 12.0
+
+
+def test_braking_refuses_what_is_not_finite():
+    for bad in ((np.nan, 2.5, (0.0, 0.0, 0.0)), (8.0, 2.5, (np.inf, 0.0, 0.0))):
+        with pytest.raises(ValueError, match='not finite'):
+            TrajectoryTracker().brake(plan(np.ones((15, 2))), *bad)

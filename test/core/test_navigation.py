@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth, to_ego
+from mose_ros.core.navigation import EgoHistory, RouteFollower, coast, smooth, to_ego
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState
 
 
@@ -134,3 +134,13 @@ def test_a_sparse_route_becomes_a_curve_along_its_headings():
         points, np.array([0.0, -np.pi / 2]), 0.5
     )  # against the chord: not believed
     assert np.hypot(*(straight[-3] - points[1])) < 2.0 and straight[-3][1] < 10.0
+
+
+def test_coasting_is_a_turn_at_constant_speed():
+    turning = EgoState(x=1.0, y=2.0, yaw=0.0, speed=5.0, yaw_rate=0.5)
+    later = coast(turning, 0.2)
+    assert later.yaw == pytest.approx(0.1) and later.speed == 5.0
+    assert (later.x, later.y) == pytest.approx(
+        (1.0 + 10 * np.sin(0.1), 12 - 10 * np.cos(0.1)), abs=1e-3
+    )
+    assert coast(turning, 0.0) == turning
