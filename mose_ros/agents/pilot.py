@@ -48,7 +48,8 @@ class AgentConfig:
 
     def __post_init__(self):
         positive = (self.threads, self.image_width, self.image_height, self.plan_every)
-        if min(positive) < 1 or self.warm_up_ticks < 0 or self.plan_max_age_s <= 0:
+        is_aged = 0 < self.plan_max_age_s < np.inf
+        if min(positive) < 1 or self.warm_up_ticks < 0 or not is_aged:
             raise ValueError(f'{self}: counts and sizes must be positive')
         if not 0 <= self.jpeg_quality <= 100:
             raise ValueError(f'jpeg_quality {self.jpeg_quality} is not in 0..100')
@@ -61,7 +62,7 @@ class AgentConfig:
         path = Path(path)
         try:
             data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        except (OSError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise ValueError(f'{path} cannot be read as YAML: {error}') from None
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
         if not isinstance(data, dict):
@@ -94,10 +95,13 @@ class Senses:
 
     @classmethod
     def read(cls, input_data: Mapping[str, tuple[int, Any]]) -> 'Senses':
-        """Take apart what the Leaderboard gives to run_step: id -> (frame, data)."""
+        """Take apart what the Leaderboard gives to run_step: id -> (frame, data); ValueError for fixes and IMUs that are none."""
         data = {name: value for name, (_, value) in input_data.items()}
         cameras = {name: data.get(carla.sensor_id(name)) for name in CAMERAS}
         speedometer = data.get('speedometer')
+        for name, count in {'gnss': 2, 'imu': 7}.items():
+            if data.get(name) is not None and len(data[name]) < count:
+                raise ValueError(f'{name} has {len(data[name])} values, not {count}')
         return cls(
             cameras={name: picture for name, picture in cameras.items() if picture is not None},
             fix=data.get('gnss'),
@@ -161,7 +165,12 @@ class Pilot:
         return self._follow(time, ego)
 
     def _place(self, time: float, senses: Senses) -> EgoState:
-        fix = None if senses.fix is None else self._frame.point(*map(float, senses.fix[:2]))
+        fix = None
+        if senses.fix is not None:
+            try:
+                fix = self._frame.point(*map(float, senses.fix[:2]))
+            except ValueError as error:  # as good as not measured
+                _log.warning('tick %d: %s', self._tick, error)
         imu = np.full(7, np.nan) if senses.imu is None else np.asarray(senses.imu, float)
         state = self._localizer.update(
             time,

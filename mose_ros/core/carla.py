@@ -18,6 +18,7 @@ from mose_ros.core.types import COMMANDS, Command, EgoState
 
 EARTH_RADIUS_M = 6378137.0  # of CARLA's projection
 ANTENNA_X = -1.4  # m from the body's centre: where Bench2Drive's agents have GNSS and IMU
+MAX_ACCELERATION, MAX_TURN_RATE, MAX_SPEED = 200.0, 50.0, 150.0  # SI; more is no car's measurement
 JUMP_M, JUMPS = 30.0, 10  # a fix this far off is not believed, so many in a row are
 MIN_SPAN_M = 20.0  # of a route, below which its fixes don't tell a scale
 EGO_VEHICLE = 'vehicle.lincoln.mkz_2020'  # what Leaderboard 2 and Bench2Drive drive
@@ -204,7 +205,9 @@ class GeoFrame:
         )
 
     def point(self, latitude: float, longitude: float) -> Float[np.ndarray, '2']:
-        """Return the place of a fix."""
+        """Return the place of a fix; ValueError where there is none on the map's projection."""
+        if not (abs(latitude) <= 89.0 and abs(longitude) <= 360.0):
+            raise ValueError(f'a fix at {latitude}, {longitude} is none')
         x = self.x_scale * math.radians(longitude) + self.x_offset
         return np.array([x, self.y_scale * _mercator(latitude) + self.y_offset])
 
@@ -251,17 +254,19 @@ class Localizer:
         speed: float | None = None,
         acceleration: float = 0.0,
     ) -> EgoState:
-        """Take one moment's measurements and return the state; what is not finite counts as not measured."""
+        """Take one moment's measurements and return the state; what is not finite or no car's counts as not measured."""
         dt = 0.0 if self._time is None else max(0.0, time - self._time)
         if self._time is not None and time < self._time:
             self.clear()
         self._time = time
-        yaw_rate, acceleration = _finite(yaw_rate, 0.0), _finite(acceleration, 0.0)
+        yaw_rate = _believed(yaw_rate, MAX_TURN_RATE, 0.0)
+        acceleration = _believed(acceleration, MAX_ACCELERATION, 0.0)
         before = self._yaw
-        self._yaw = wrap(_finite(yaw, before + yaw_rate * dt))
-        has_speedometer = speed is not None and math.isfinite(speed)
+        self._yaw = wrap(_believed(yaw, 4.0 * math.pi, before + yaw_rate * dt))
+        speed = _believed(speed, MAX_SPEED, None)
+        has_speedometer = speed is not None
         guess = self._speed + acceleration * dt
-        self._speed = float(speed) if has_speedometer else guess
+        self._speed = speed if has_speedometer else max(-MAX_SPEED, min(guess, MAX_SPEED))
         middle = before + 0.5 * wrap(self._yaw - before) if self._fixes else self._yaw
         self._place = self._place + self._speed * dt * _forward(middle)
         if fix is not None and np.isfinite(fix).all():
@@ -285,12 +290,13 @@ class Localizer:
         # the first fixes are averaged, so that one of them alone does not set the place
         self._place = self._place + max(self._gain, 1.0 / self._fixes) * off
         if not has_speedometer and self._fixes > 1 and dt > 0:
-            self._speed += self._speed_gain * float(off @ _forward(self._yaw)) / max(dt, 0.05)
+            change = self._speed_gain * float(off @ _forward(self._yaw)) / max(dt, 0.05)
+            self._speed = max(-MAX_SPEED, min(self._speed + change, MAX_SPEED))
 
 
 def _forward(yaw: float) -> Float[np.ndarray, '2']:
     return np.array([math.cos(yaw), math.sin(yaw)])
 
 
-def _finite(value: float | None, otherwise: float) -> float:
-    return float(value) if value is not None and math.isfinite(value) else otherwise
+def _believed(value: float | None, limit: float, otherwise: float | None) -> float | None:
+    return float(value) if value is not None and abs(value) <= limit else otherwise

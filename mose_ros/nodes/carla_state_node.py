@@ -147,6 +147,7 @@ class CarlaStateNode(ManagedNode):
     def _on_plan(self, msg) -> None:
         poses = [getattr(pose, 'pose', pose) for pose in msg.poses]  # stamped in a Path
         points = np.array([(pose.position.x, pose.position.y) for pose in poses], float)
+        conversions.check_places(points, 'the global plan')
         options = getattr(msg, 'road_options', None)
         commands = None if options is None else [carla.command(int(one)) for one in options]
         if commands is not None and len(commands) != len(points):
@@ -159,12 +160,12 @@ class CarlaStateNode(ManagedNode):
     # ---- odometry ----
 
     def _on_fix(self, msg: NavSatFix) -> None:
-        if not conversions.all_finite((msg.latitude, msg.longitude)) or abs(msg.latitude) > 89:
-            raise ValueError(f'a fix at {msg.latitude}, {msg.longitude} is none')
+        self._frame.point(msg.latitude, msg.longitude)  # or it is refused here, before it is kept
         self._fix = msg
         self._match()
 
     def _on_imu(self, msg: Imu) -> None:
+        conversions.yaw_of(msg.orientation)  # or it is refused here, before it is kept
         self._imu = msg
         self._match()
 

@@ -17,6 +17,8 @@ from mose_ros.nodes.images import image_from_msg, image_to_msg
 
 MAX_ROUTE_POINTS = 100_000
 MAX_TRAJECTORY_POINTS = 1_000
+MAX_PLACE_M = 1e8  # no frame on this planet reaches further; squares of it are still exact enough to divide by
+MAX_TURN_RATE = 50.0  # rad/s
 SKILL_SEPARATOR = ' > '
 
 
@@ -30,6 +32,8 @@ def seconds(stamp: Time) -> float:
 
 def to_stamp(time: float) -> Time:
     """Return seconds as a stamp; the inverse of `seconds` to within 0.3 microseconds of today's clock."""
+    if not abs(time) < 2**31 - 1:
+        raise ValueError(f'{time} s fit into no stamp')
     whole = math.floor(time)
     nanosec = round((time - whole) * 1e9)
     return Time(sec=whole + nanosec // 1_000_000_000, nanosec=nanosec % 1_000_000_000)
@@ -55,6 +59,14 @@ def all_finite(values) -> bool:
     return all(math.isfinite(value) for value in values)
 
 
+def check_places(xy: np.ndarray, what: str) -> None:
+    """Raise ValueError for places that are not finite or not on this planet."""
+    if not np.isfinite(xy).all():
+        raise ValueError(f'{what} is not finite')
+    if np.abs(xy).max(initial=0.0) > MAX_PLACE_M:
+        raise ValueError(f'{what} leads {np.abs(xy).max():.3g} m away')
+
+
 # ---- odometry, route, command ----
 
 
@@ -66,6 +78,9 @@ def ego_from_msg(msg: Odometry) -> EgoState:
         raise ValueError(f'odometry is not finite: x, y, speed, yaw rate = {values}')
     if abs(twist.linear.x) > 150:
         raise ValueError(f'odometry: a speed of {twist.linear.x} m/s is no car')
+    if abs(twist.angular.z) > MAX_TURN_RATE:
+        raise ValueError(f'odometry: a yaw rate of {twist.angular.z} rad/s is no car')
+    check_places(np.array(values[:2]), 'odometry')
     return EgoState(
         x=position.x,
         y=position.y,
@@ -89,8 +104,10 @@ def polyline_from_msg(msg: Path) -> Float[np.ndarray, 'N 2']:
     """Read the points of a path; `navigation.RouteFollower` judges them."""
     if len(msg.poses) > MAX_ROUTE_POINTS:
         raise ValueError(f'a route of {len(msg.poses)} points is too long')
-    points = [(pose.pose.position.x, pose.pose.position.y) for pose in msg.poses]
-    return np.array(points, float).reshape(-1, 2)
+    poses = [(pose.pose.position.x, pose.pose.position.y) for pose in msg.poses]
+    points = np.array(poses, float).reshape(-1, 2)
+    check_places(points, 'the route')
+    return points
 
 
 def polyline_to_msg(points: Float[np.ndarray, 'N 2'], stamp: Time, frame: str) -> Path:
@@ -145,8 +162,7 @@ def weights_to_msg(views: Views) -> Float32MultiArray:
 
 def trajectory_to_msg(trajectory: Trajectory, stamp: Time, frame: str) -> MultiDOFJointTrajectory:
     """Fill points in `frame` at the moment of the stamp; heading along the way, speed of each segment."""
-    if not np.isfinite(trajectory.xy).all():
-        raise ValueError('a trajectory that is not finite is not published')
+    check_places(trajectory.xy, 'a trajectory to publish')
     header = Header(stamp=stamp, frame_id=frame)
     msg = MultiDOFJointTrajectory(header=header, joint_names=[frame])
     rows = zip(
@@ -174,8 +190,7 @@ def trajectory_from_msg(msg: MultiDOFJointTrajectory) -> Trajectory:
     xy = np.array([(place.x, place.y) for place in places], float)
     times = np.array([seconds(point.time_from_start) for point in msg.points])
     dt = float(times[-1] / len(times))
-    if not np.isfinite(xy).all():
-        raise ValueError('the trajectory is not finite')
+    check_places(xy, 'the trajectory')
     if dt <= 0 or np.abs(times - dt * np.arange(1, len(times) + 1)).max() > 0.01 * dt + 1e-6:
         raise ValueError(f'the times of the trajectory are not equal steps: {times[:4]} ...')
     return Trajectory(time=seconds(msg.header.stamp), dt=dt, xy=xy)

@@ -1,6 +1,7 @@
 """Pictures as ROS messages and back, without cv_bridge: fast, and suspicious of what comes in."""
 
 import array
+import struct
 
 import cv2
 import numpy as np
@@ -19,6 +20,9 @@ _TO_RGB = {
     'bgra8': cv2.COLOR_BGRA2RGB,
     'mono8': cv2.COLOR_GRAY2RGB,
 }
+_PNG, _JPEG = b'\x89PNG\r\n\x1a\n', b'\xff\xd8\xff'
+_END = b'\xff\xd9'
+_START_OF_FRAME = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # ITU-T T.81, table B.1
 
 
 def image_from_msg(msg: Image) -> UInt8[np.ndarray, 'H W 3']:
@@ -51,13 +55,16 @@ def image_from_compressed(msg: CompressedImage) -> UInt8[np.ndarray, 'H W 3']:
     data = np.frombuffer(msg.data, np.uint8)
     if data.size == 0:
         raise ValueError('an empty compressed picture')
+    whole = bytes(msg.data)
+    _check_size(*_claimed_size(whole))  # before a decoder takes memory for it
+    if whole.startswith(_JPEG) and _END not in whole.rstrip(b'\0')[-64:]:
+        raise ValueError('a truncated JPEG picture')  # which the decoder would fill up with grey
     try:
         picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
         raise ValueError(f'damaged compressed picture: {error.err}') from None
     if picture is None:
         raise ValueError(f'{len(data)} bytes of {msg.format[:20]!r} are no JPEG or PNG picture')
-    _check_size(picture.shape[1], picture.shape[0])
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
@@ -83,6 +90,21 @@ def camera_info_to_msg(
     msg.r = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
     msg.p = [focal, 0.0, cx, 0.0, 0.0, focal, cy, 0.0, 0.0, 0.0, 1.0, 0.0]
     return msg
+
+
+def _claimed_size(data: bytes) -> tuple[int, int]:
+    """Return width and height as the header of a JPEG or PNG picture says."""
+    if data.startswith(_PNG) and len(data) >= 24:
+        return struct.unpack('>II', data[16:24])
+    if data.startswith(_JPEG):
+        at = 2
+        while at + 9 <= len(data) and data[at] == 0xFF:
+            marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], 'big')
+            if marker in _START_OF_FRAME:
+                height, width = struct.unpack('>HH', data[at + 5 : at + 9])
+                return width, height
+            at += 1 if marker == 0xFF else 2 + length  # 0xFF before a marker is filling
+    raise ValueError(f'{len(data)} bytes that begin with {data[:8]!r} are no JPEG or PNG picture')
 
 
 def _check_size(width: int, height: int) -> None:

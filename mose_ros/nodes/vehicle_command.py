@@ -15,7 +15,7 @@ so that `ros2 topic echo` explains itself: name [steer, throttle, brake], positi
 import importlib
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from builtin_interfaces.msg import Time
@@ -53,7 +53,6 @@ def open_backend(name: str, role: str, model: VehicleModel, wheel_angle: float =
     """
     if name not in BACKENDS:
         raise ValueError(f'unknown control backend {name!r}; choose one of {", ".join(BACKENDS)}')
-    angle = wheel_angle or model.max_steer
     if name == 'auto':
         for one in BEST_FIRST[:-1]:
             try:
@@ -61,6 +60,11 @@ def open_backend(name: str, role: str, model: VehicleModel, wheel_angle: float =
             except ValueError:  # its package is not installed
                 continue
         return open_backend(BEST_FIRST[-1], role, model, wheel_angle)
+    backend = _backend(name, role, model, wheel_angle or model.max_steer)
+    return replace(backend, to_msg=_checked(backend.to_msg))
+
+
+def _backend(name: str, role: str, model: VehicleModel, angle: float) -> Backend:
     if name == 'sim':
         return Backend(name=name, topic='vehicle_command', kind=JointState, to_msg=joint_state)
     if name == 'twist':
@@ -104,12 +108,29 @@ def command_from_joint_state(msg: JointState) -> VehicleCommand:
     """Read the simulator's command; ValueError unless it is complete, finite and within its ranges."""
     if sorted(msg.name) != sorted(ACTUATORS) or len(msg.position) != len(ACTUATORS):
         raise ValueError(f'a command has {", ".join(ACTUATORS)}, not {list(msg.name)[:5]}')
-    values = dict(zip(msg.name, msg.position, strict=True))
-    for name, value in values.items():
-        low = -1.0 if name == 'steer' else 0.0
-        if not (math.isfinite(value) and low <= value <= 1.0):
+    command = VehicleCommand(**dict(zip(msg.name, msg.position, strict=True)))
+    check_command(command)
+    return command
+
+
+def check_command(command: VehicleCommand) -> None:
+    """Raise ValueError unless an actuator can take it: finite and within its ranges."""
+    for name in ACTUATORS:
+        value, low = getattr(command, name), -1.0 if name == 'steer' else 0.0
+        if not low <= value <= 1.0:  # NaN neither
             raise ValueError(f'{name} {value} is not in {low:.0f}..1')
-    return VehicleCommand(**values)
+
+
+def _checked(to_msg: Callable) -> Callable:
+    """Let nothing out that no actuator could take."""
+
+    def to_checked_msg(command: VehicleCommand, speed: float, stamp: Time):
+        check_command(command)
+        if not math.isfinite(speed):
+            raise ValueError(f'a command at a speed of {speed} m/s')
+        return to_msg(command, speed, stamp)
+
+    return to_checked_msg
 
 
 def carla_control(kind: type, command: VehicleCommand, stamp: Time):

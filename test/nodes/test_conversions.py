@@ -113,6 +113,24 @@ def test_compressed_pictures_are_decoded_and_damaged_ones_refused():
             images.image_from_compressed(broken)
 
 
+def test_compressed_pictures_are_whole_and_of_the_size_that_they_claim():
+    def read(data):
+        msg = CompressedImage(format='jpeg')
+        msg.data.frombytes(data)
+        return images.image_from_compressed(msg)
+
+    jpeg = cv2.imencode('.jpg', cv2.resize(picture(), (64, 48)))[1].tobytes()
+    assert read(jpeg).shape == read(jpeg + bytes(999)).shape == (48, 64, 3)  # drivers pad
+    with pytest.raises(ValueError, match='truncated'):
+        read(jpeg[:-200])
+    at = jpeg.index(b'\xff\xc0') + 5
+    with pytest.raises(ValueError, match='65535x65535'):
+        read(jpeg[:at] + b'\xff' * 4 + jpeg[at + 4 :])
+    bitmap = cv2.imencode('.bmp', picture())[1].tobytes()
+    with pytest.raises(ValueError, match='no JPEG or PNG'):
+        read(bitmap)
+
+
 @given(st.floats(0, 2e9))
 def test_stamps_keep_the_time(time):
     assert conversions.seconds(conversions.to_stamp(time)) == pytest.approx(time, abs=1e-6)
