@@ -115,7 +115,7 @@ def check_params_file(path: str | Path) -> None:
     """Raise ValueError unless it is a ROS parameters file for our nodes; names in it are the nodes' to check."""
     try:
         data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f'{path} can not be read as a parameters file: {error}') from None
     known = [*NODES, 'simulator', 'replay']
     sections = data if isinstance(data, dict) else {}
