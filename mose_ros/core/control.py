@@ -13,6 +13,7 @@ from mose_ros.core.types import Trajectory, VehicleCommand
 
 STANDSTILL = 0.3  # m: a trajectory that stays this near means stop and hold
 STANDING = 0.15  # m/s: slower is standing
+LOST = 3.0  # m beside a way: it is no longer worth steering for
 _STRIDE = 0.3  # m: points of a way that are nearer to each other say nothing about its direction
 _ARC_SIGMA, _CURVATURE_SIGMA = 0.1, 0.05  # m of noise of a point, 1/m that the curvature may jump
 
@@ -95,7 +96,7 @@ class TrajectoryTracker:
         """Come to rest on the way of a trajectory, whatever its times say; beyond its end straight on.
 
         At least `deceleration`, and as much more as it takes to rest before the way ends: nobody has looked further.
-        `pose` as in `command`. ValueError when a number is not finite.
+        `pose` as in `command`. ValueError when a number is not finite or the way is further away than LOST.
         """
         values = [speed, deceleration, *pose]
         if not (np.all(np.isfinite(values)) and np.all(np.isfinite(trajectory.xy))):
@@ -200,8 +201,11 @@ def _way_ahead(trajectory, pose) -> tuple[Float[np.ndarray, 'N 2'], float]:
     nearest = int(np.argmin(np.hypot(*(feet - (x, y)).T)))
     here = along[nearest] + share[nearest] * lengths[nearest]
     end, heading = along[-1] if planned else 0.0, steps[-1] / lengths[-1]
-    # how far beyond the end the vehicle already is
-    here += max(0.0, float((np.array([x, y]) - way[-1]) @ heading)) if share[-1] == 1.0 else 0.0
+    beyond = float((np.array([x, y]) - way[-1]) @ heading) if nearest == len(feet) - 1 else 0.0
+    here += max(beyond, 0.0)
+    off = float(np.hypot(*(feet[nearest] + max(beyond, 0.0) * heading - (x, y))))
+    if off > LOST:
+        raise ValueError(f'the way is {off:.1f} m away')
     wanted = here + np.arange(0.5, 25.0, 0.5)
     points = np.stack([np.interp(wanted, along, way[:, axis]) for axis in (0, 1)], axis=1)
     points += np.maximum(wanted - along[-1], 0.0)[:, None] * heading

@@ -63,6 +63,13 @@ class EgoHistory:
         stamp, state = min(list(self._states), key=lambda entry: abs(entry[0] - time))
         return state if abs(stamp - time) <= tolerance else None
 
+    def estimate(self, time: float, tolerance: float) -> EgoState | None:
+        """Return the state at `time`, moved there from the nearest one; None when that is further away than `tolerance`."""
+        if not self._states:
+            return None
+        stamp, state = min(list(self._states), key=lambda entry: abs(entry[0] - time))
+        return coast(state, time - stamp) if abs(stamp - time) <= tolerance else None
+
     def _follow(self, time: float, measured: EgoState) -> EgoState:
         before, last = self._states[-1]
         dt = time - before

@@ -255,12 +255,12 @@ def check_trajectory(trajectory: Trajectory, speed: float, limits: TrajectoryLim
             raise ValueError(f'the plan asks for a {name} of {value:.2f} {unit}, over {limit:g}')
 
 
-def check_age(age: float, max_age_s: float, early_s: float) -> None:
-    """Raise ValueError for a plan that comes too late, or from further ahead of the clock than clocks differ."""
+def check_age(what: str, age: float, max_age_s: float, early_s: float) -> None:
+    """Raise ValueError for what comes too late, or from further ahead of the clock than clocks differ."""
     if not math.isfinite(age) or age > max_age_s:
-        raise ValueError(f'the plan is {age:.2f} s old, more than {max_age_s:.2f}')
+        raise ValueError(f'the {what} is {age:.2f} s old, more than {max_age_s:.2f}')
     if age < -early_s:
-        raise ValueError(f'the plan is {-age:.2f} s ahead of the clock')
+        raise ValueError(f'the {what} is {-age:.2f} s ahead of the clock')
 
 
 # ---- which odometry is believed ----

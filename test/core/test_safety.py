@@ -234,9 +234,9 @@ def test_motion_is_that_of_the_plan():
 )
 def test_plans_from_another_time_are_refused(age, words):
     for fine in (0.0, 0.34, -0.04):
-        safety.check_age(fine, 0.35, 0.05)
+        safety.check_age('plan', fine, 0.35, 0.05)
     with pytest.raises(ValueError, match=words):
-        safety.check_age(age, 0.35, 0.05)
+        safety.check_age('plan', age, 0.35, 0.05)
 
 
 # ---- odometry ----
