@@ -1,11 +1,13 @@
-"""Run a bundle without ROS: python -m mose_ros.engine check|build|bench|run BUNDLE."""
+"""Run a bundle without ROS: python -m mose_ros.engine check|build|bench|run BUNDLE, table REPORT... --into FILE."""
 
 import argparse
 import json
 import logging
 import os
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,10 +15,12 @@ import numpy as np
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
-from mose_ros.engine import bench, session
+from mose_ros.engine import bench, memory, session, sweep, tables, twins
 from mose_ros.engine.bundle import WORKSPACE, Bundle
+from mose_ros.engine.contestants import Engine
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.policy import Policy
+from mose_ros.engine.scenery import Scenery, grey
 from mose_ros.engine.view_router import MODES, ViewRouter
 
 ERRORS = (ValueError, OSError, session.BackendError, FloatingPointError)
@@ -41,7 +45,7 @@ def check(options) -> int:
     print(f'{len(m.files)} files as the manifest says')
     router, driver = ViewRouter(bundle), Driver(bundle)
     print('5 graphs as the contract says')
-    answers = [_think(router, driver, bench.grey(m)) for _ in range(2)]
+    answers = [_think(router, driver, grey(m)) for _ in range(2)]
     if answers[0] != answers[1]:
         raise ValueError(f'{m.name} does not answer the same picture in the same way twice')
     print('the same plan and the same text twice')
@@ -61,16 +65,84 @@ def build(options) -> int:
 
 
 def run_bench(options) -> int:
-    """Measure, print a table, write JSON."""
-    policy = _load(options)
-    report = bench.measure(policy, plans=options.plans, warmup=options.warmup)
-    for stage, row in [*report['stages'].items(), ('end to end', report['end_to_end'])]:
-        print(f'{stage:>12} ' + '  '.join(f'{key} {value:8.2f}' for key, value in row.items()))
+    """Measure, print the tables, write JSON."""
+    bundle = _open(options)
+    if options.soak:
+        report = _soak(bundle, options)
+    elif options.sweep is not None:
+        keep = options.json and (lambda report: _write_json(options.json, report))
+        report = sweep.sweep(
+            bundle,
+            options.made,
+            plans=options.plans,
+            warmup=options.warmup,
+            axes=options.sweep or sweep.AXES,
+            done=sweep.earlier(options.json) if options.json else None,
+            keep=keep or (lambda report: None),
+        )
+    else:
+        report = bench.measure(
+            bench.Asked(
+                bundle=bundle,
+                plans=options.plans,
+                warmup=options.warmup,
+                mode=options.mode,
+                force_view=options.view,
+                views=options.views,
+                clip=options.clip,
+                parts=options.parts,
+                compare=options.compare,
+                checkpoint=options.checkpoint,
+                int8=options.int8,
+                selection=options.selection,
+                made=options.made,
+            )
+        )
+    report['command'] = ' '.join(['python -m mose_ros.engine', *sys.argv[1:]])
+    print(tables.render([(bundle.manifest.name, report)]))
     if options.json:
-        partial = options.json.with_name(f'{options.json.name}.partial')
-        partial.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
-        os.replace(partial, options.json)
+        _write_json(options.json, report)
     return 0
+
+
+def _soak(bundle: Bundle, options) -> dict[str, Any]:
+    """Plan very often, and report what memory does."""
+    ours = Engine(bundle, Scenery(bundle.manifest, clip=options.clip), views=options.views)
+    before = os.getloadavg()[0]
+    found = memory.soak(ours, options.soak, _show(options.soak))
+    return {
+        'bundle': {'name': bundle.manifest.name, 'commit': bundle.manifest.commit},
+        'threads': bundle.threads,
+        'soak': found,
+        'machine': {**bench.machine(), 'load_before': before, 'load_after': os.getloadavg()[0]},
+        'versions': bench.versions(),
+        'commit': bench.commit(),
+    }
+
+
+def _show(total: int) -> Callable[[int], None]:
+    """Return what shows how many of all are done, where somebody looks."""
+    if not sys.stderr.isatty():
+        return lambda done: None
+    return lambda done: print(f'\r{done} of {total}', end='', file=sys.stderr, flush=True)
+
+
+def make_tables(options) -> int:
+    """Put the tables of reports of `bench` into a document, between its marks."""
+    reports = []
+    for path in options.reports:
+        try:
+            reports.append((path.stem, json.loads(path.read_text(encoding='utf-8'))))
+        except ValueError as error:
+            raise ValueError(f'{path} is no report of bench: {error}') from None
+    tables.write(reports, options.into)
+    return 0
+
+
+def _write_json(path: Path, report: Mapping[str, Any]) -> None:
+    partial = path.with_name(f'{path.name}.partial')
+    partial.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
+    os.replace(partial, path)
 
 
 def run(options) -> int:
@@ -126,7 +198,7 @@ def _read_picture(path: Path) -> np.ndarray:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='python -m mose_ros.engine', description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar='check|build|bench|run')
+    commands = parser.add_subparsers(required=True, metavar='check|build|bench|table|run')
     for name, function in (('check', check), ('build', build), ('bench', run_bench), ('run', run)):
         command = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
         command.set_defaults(command_function=function)
@@ -146,9 +218,7 @@ def _parser() -> argparse.ArgumentParser:
             )
             command.add_argument('--view', default='', help='a view to look at whatever its score')
         if name == 'bench':
-            command.add_argument('--plans', type=int, default=200, help='how many are measured')
-            command.add_argument('--warmup', type=int, default=20, help='plans before them')
-            command.add_argument('--json', type=Path, help='file for the figures')
+            _add_bench(command)
         if name == 'run':
             for camera in CAMERAS:
                 flag = f'--{camera.replace("_", "-")}'
@@ -159,7 +229,64 @@ def _parser() -> argparse.ArgumentParser:
             point = {'nargs': 2, 'type': float, 'metavar': ('X', 'Y')}
             command.add_argument('--near', default=(NEAR_M, 0.0), help='route 10 m ahead', **point)
             command.add_argument('--far', default=(FAR_M, 0.0), help='route 25 m ahead', **point)
+    table = commands.add_parser('table', help=make_tables.__doc__, description=make_tables.__doc__)
+    table.set_defaults(command_function=make_tables, verbose=False)
+    table.add_argument('reports', type=Path, nargs='+', metavar='REPORT', help='JSON of bench')
+    table.add_argument('--into', type=Path, required=True, help='document, as docs/performance.md')
     return parser
+
+
+def _add_bench(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add('--plans', type=int, default=200, help='how many are measured')
+    add('--warmup', type=int, default=20, help='plans before them')
+    add('--views', type=int, default=0, help="how many are looked at (default: the manifest's)")
+    add('--clip', default='', help='folder of a recorded clip to look at (default: noise)')
+    add(
+        '--parts',
+        type=_names,
+        default=bench.PARTS,
+        help=f'what is measured beside the stages, or nothing (default: {",".join(bench.PARTS)})',
+    )
+    add(
+        '--compare',
+        type=_names,
+        default=(),
+        help=f'programs that take turns with ours, of {",".join(bench.COMPARED)}; all but int8 need the '
+        'extra mose_ros[train]',
+    )
+    add(
+        '--checkpoint',
+        type=Path,
+        help='what the bundle was exported from, for PyTorch (default: a twin of random weights)',
+    )
+    add('--int8', type=Path, metavar='BUNDLE', help='the same network, exported with int8')
+    add(
+        '--selection',
+        type=Path,
+        metavar='FOLDER',
+        help='graphs that choose an expert, one a way, and constant.onnx',
+    )
+    add(
+        '--made',
+        type=Path,
+        default=twins.default_folder(),
+        metavar='FOLDER',
+        help='where networks that are made for it are kept (%(default)s)',
+    )
+    add(
+        '--sweep',
+        type=_names,
+        nargs='?',
+        const=(),
+        help=f'how cost grows instead, over {",".join(sweep.AXES)} or some of them; goes on from --json',
+    )
+    add('--soak', type=int, default=0, metavar='PLANS', help='plan so often instead: memory')
+    add('--json', type=Path, help='file for the figures')
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(',') if name.strip())
 
 
 if __name__ == '__main__':

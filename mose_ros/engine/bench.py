@@ -1,83 +1,406 @@
-"""How long a bundle takes on this machine, stage by stage.
+"""How long a bundle takes on this machine, stage by stage, beside other programs, and what it costs.
 
-Pictures are noise: nothing that is computed depends on what is in them, but the text's length, which is given per token.
+All that is compared takes turns in one run (`turns`). What is not the engine's runs in a process of its own (`opponents`); networks
+that do not exist yet are made by one (`twins`). Speed does not depend on what the pictures show but for the length of the text,
+which is given per token.
 """
 
+import contextlib
+import os
 import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib import metadata
-from time import perf_counter
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from mose_ros.core.bundle import Manifest
-from mose_ros.core.types import Command, EgoState, Guidance, Observation
+import mose_ros
+from mose_ros.core.bundle import MANIFEST, sha256
+from mose_ros.engine import counting, turns, twins
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.contestants import Engine, Graph, Peaks, Talking, Words
+from mose_ros.engine.counting import Cost
+from mose_ros.engine.driver import Driver
+from mose_ros.engine.memory import MIB, peak_bytes, resident_bytes
+from mose_ros.engine.opponents import Opponent
 from mose_ros.engine.policy import Policy
+from mose_ros.engine.scenery import Scenery
+from mose_ros.engine.turns import Contestant, Turn
+from mose_ros.engine.view_router import ViewRouter
 
 PACKAGES = ('mose_ros', 'numpy', 'onnxruntime', 'opencv-python', 'opencv-python-headless')
+PARTS = ('views', 'reasoning', 'steps', 'operators')
+COMPARED = ('torch_eager', 'torch_compile', 'token_moe', 'dense', 'int8')
+LARGE = ('vision', 'prefill')  # the stages that view selection and quantisation are about
+STEPS = (1, 2, 3, 4, 5, 7, 10, 20)  # of the flow
+REFERENCE_STEPS = 10
+PRACTICE = 5  # plans after which a view has its past
+OPPONENT = 'mose_ros.training.opponent'
 
 
-def grey(manifest: Manifest, time: float = 0.0) -> Observation:
-    """Return an observation with a grey picture from each of the bundle's cameras."""
-    picture = np.full((2 * manifest.view_height, 2 * manifest.view_width, 3), 128, np.uint8)
-    return _observation(time, dict.fromkeys(manifest.cameras, picture))
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is measured."""
+
+    bundle: Bundle
+    plans: int = 200
+    warmup: int = 20
+    mode: str = 'learned'  # of choosing views
+    force_view: str = ''
+    views: int = 0  # how many are looked at; 0: as the manifest says
+    clip: str = ''  # folder of a recorded clip; '': noise
+    parts: Sequence[str] = PARTS
+    compare: Sequence[str] = ()
+    checkpoint: Path | None = None  # the bundle's, for PyTorch; None: a twin of random weights
+    int8: Path | None = None  # bundle of the same network
+    selection: Path | None = None  # folder of graphs that choose an expert: constant.onnx, others
+    made: Path = field(default_factory=twins.default_folder)  # where twins are kept
+
+    def __post_init__(self):
+        for given, known in ((self.parts, PARTS), (self.compare, COMPARED)):
+            if unknown := [one for one in given if one not in known]:
+                raise ValueError(f'no {unknown[0]!r} to measure; known: {", ".join(known)}')
+        if 'int8' in self.compare and self.int8 is None:
+            raise ValueError('int8: name its bundle with --int8, as training export makes it')
 
 
-def measure(policy: Policy, *, plans: int = 200, warmup: int = 20, seed: int = 0) -> dict:
-    """Plan and reason on noise at 10 Hz of its clock, as fast as it goes; return the report that `bench` writes.
-
-    Pictures come at twice the view size; decoding is measured after each tenth plan.
-    """
-    if plans < 1 or warmup < 0:
-        raise ValueError(f'need plans >= 1 and warmup >= 0, got {plans} and {warmup}')
-    m, random = policy.manifest, np.random.default_rng(seed)
-    shape = (2 * m.view_height, 2 * m.view_width, 3)
-    pictures = [
-        {name: random.integers(0, 256, shape, np.uint8) for name in m.cameras} for _ in range(4)
-    ]
-    policy.reset()
-    rows: dict[str, list[float]] = {}
-    for index in range(warmup + plans):
-        plan = policy.plan(_observation(index / 10, pictures[index % len(pictures)]))
-        decoding = _decode_times(policy) if index % 10 == 0 else []
-        if index >= warmup:
-            for stage, value in plan.timings_ms.items():
-                rows.setdefault(stage, []).append(value)
-            rows.setdefault('decode', []).extend(decoding)
-    stages = {stage: _row(values) for stage, values in rows.items() if values}
-    return {
-        'bundle': m.name,
-        'stages': stages,
-        'end_to_end': stages.pop('total'),
-        'plans': plans,
-        'views': len(plan.views),
+def measure(asked: Asked) -> dict[str, Any]:
+    """Let all that is asked for take turns, and return the report."""
+    bundle, m = asked.bundle, asked.bundle.manifest
+    scenery = Scenery(m, clip=asked.clip)
+    with contextlib.ExitStack() as stack:
+        before = resident_bytes()
+        ours = Engine(
+            bundle, scenery, views=asked.views, mode=asked.mode, force_view=asked.force_view
+        )
+        looked_at = [ours.plan(index).views for index in range(PRACTICE)][-1]
+        memory = _memory(before)
+        runs = counting.watch(ours.bundle, _practice(scenery))
+        tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
+        peaks = stack.enter_context(contextlib.closing(Peaks(bundle.threads)))
+        words = Words(ours)
+        field_: dict[str, Contestant] = {'ours': ours, 'words': words, 'peaks': peaks}
+        if 'reasoning' in asked.parts:
+            field_['talking'] = Talking(ours)
+        if 'views' in asked.parts:
+            field_ |= _looking(bundle, scenery)
+        matches = [_MATCHES[name](name, asked, scenery, stack, tokens) for name in asked.compare]
+        for match in matches:
+            field_ |= match.field
+        field_ |= _ways(asked, tokens)
+        load = os.getloadavg()[0]
+        took = turns.take_turns(field_, asked.plans, asked.warmup)
+        load = {'load_before': load, 'load_after': os.getloadavg()[0]}
+    costs = counting.stage_costs(bundle, runs)
+    best = peaks.row()
+    report = {
+        'bundle': {'name': m.name, 'commit': m.commit, 'sha256': sha256(bundle.folder / MANIFEST)},
+        'backend': bundle.backend,
+        'threads': bundle.threads,
+        'plans': asked.plans,
+        'looked_at': list(looked_at),
+        'pictures': asked.clip or 'noise',
+        'peaks': best,
+        **_stages(took['ours'], words.tokens, costs, best),
         'parity': dict(m.parity),
-        'machine': {
-            'processor': _processor(),
-            'system': platform.platform(),
-            'python': platform.python_version(),
-        },
-        'versions': _versions(),
-        'commit': m.commit,
+        'compare': {one.name: one.row(took, counting.plan_flops(costs)) for one in matches},
+        'memory': memory,
+        'machine': machine() | load,
+        'versions': versions(),
+        'commit': commit(),
+    }
+    if 'views' in asked.parts:
+        report['views'] = _views(took)
+    if 'reasoning' in asked.parts:
+        report['reasoning_interference'] = _interference(took['ours'], took['talking'])
+    if asked.selection is not None:
+        report['expert_selection'] = _selection(took)
+    if 'steps' in asked.parts:
+        report['flow_steps'] = flow_steps(bundle, scenery)
+    if 'operators' in asked.parts:
+        report['operators'] = _operators(bundle, runs)
+    return report
+
+
+def _practice(scenery: Scenery):
+    return [scenery(index) for index in range(PRACTICE)]
+
+
+def _memory(before: int) -> dict[str, float]:
+    return {
+        'python_mib': before / MIB,
+        'with_engine_mib': resident_bytes() / MIB,
+        'peak_mib': peak_bytes() / MIB,
     }
 
 
-def _decode_times(policy):
-    """Return the milliseconds of each token of the text but the first, which comes from the prefill."""
-    stamps = [perf_counter() for _ in policy.reason()]
-    return (np.diff(stamps) * 1e3).tolist()
+def _stages(took: Sequence[Turn], tokens, costs: Mapping[str, Cost], peaks) -> dict[str, Any]:
+    """Return the rows of the stages, of the whole, and what share of the peaks they reach."""
+    times = {stage: [one.timings[stage] for one in took] for stage in took[0].timings}
+    if tokens:
+        times['decode'] = tokens
+    stages = {}
+    for stage, values in times.items():
+        found, spent = turns.row(values), costs.get(stage, Cost())
+        seconds = found['p50_ms'] / 1e3
+        stages[stage] = {
+            **found,
+            'flops': spent.flops,
+            'bytes': spent.bytes,
+            'gemm_share': spent.flops / seconds / peaks['gemm_flops'],
+            'copy_share': spent.bytes / seconds / peaks['copy_bytes'],
+        }
+    whole = turns.row([one.ms for one in took])
+    parts = [sum(one.timings.values()) for one in took]
+    large = np.median([sum(one.timings[stage] for stage in LARGE) for one in took]) / 1e3
+    flops = sum(costs[stage].flops for stage in LARGE)
+    return {
+        'stages': stages,
+        'end_to_end': {
+            **whole,
+            'flops': counting.plan_flops(costs),
+            'p99_to_p50': whole['p99_ms'] / whole['p50_ms'],
+            'to_stages': float(np.median([one.ms for one in took]) / np.median(parts)),
+        },
+        'gemm_share': float(flops / large / peaks['gemm_flops']),
+    }
 
 
-def _row(values):
-    p50, p90, p99 = np.percentile(values, (50, 90, 99)).tolist()
-    return {'p50_ms': p50, 'p90_ms': p90, 'p99_ms': p99}
+# ---- our engine in other ways ----
 
 
-def _observation(time, images):
-    guidance = Guidance(
-        near=np.array([10.0, 0.0]), far=np.array([25.0, 0.0]), command=Command.FOLLOW
+def _looking(bundle: Bundle, scenery: Scenery) -> dict[str, Contestant]:
+    """Return our engine with 6, 2 and 1 view, as far as the bundle has so many cameras."""
+    fixed, cameras = len(bundle.manifest.fixed_views), len(bundle.manifest.cameras)
+    counts = [count for count in (6, 2, 1) if fixed <= count <= cameras]
+    return {f'views {count}': Engine(bundle, scenery, views=count) for count in counts}
+
+
+def _views(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
+    """Return vision and prefill with 6, 2 and 1 view, and 6 views over the fewer ones."""
+    sums = {
+        count: [sum(one.timings[stage] for stage in LARGE) for one in took[f'views {count}']]
+        for count in (6, 2, 1)
+        if f'views {count}' in took
+    }
+    found: dict[str, Any] = {f'with_{count}': turns.row(ms) for count, ms in sums.items()}
+    for count in (2, 1):
+        if {6, count} <= sums.keys():
+            found[f'ratio_6_to_{count}'] = turns.ratio(sums[count], sums[6])['ratio']
+    return found
+
+
+def _interference(quiet: Sequence[Turn], talking: Sequence[Turn]) -> dict[str, Any]:
+    """Return the trajectory's latency with a text beside it over that without: p99 and p50."""
+    with_text, without = (turns.row([one.ms for one in side]) for side in (talking, quiet))
+    return {
+        'p99_ratio': with_text['p99_ms'] / without['p99_ms'],
+        'p50_ratio': with_text['p50_ms'] / without['p50_ms'],
+        'with_text': with_text,
+        'without': without,
+    }
+
+
+def _ways(asked: Asked, tokens: int) -> dict[str, Contestant]:
+    """Return the ways of choosing an expert: graphs of one mixture, `constant` with one expert built in."""
+    if asked.selection is None:
+        return {}
+    paths = {path.stem: path for path in sorted(asked.selection.glob('*.onnx'))}
+    if 'constant' not in paths:
+        raise ValueError(f'{asked.selection} has no constant.onnx to hold other ways against')
+    experts = min(map(len, asked.bundle.manifest.levels.values()))
+    threads = asked.bundle.threads
+    return {f'way {way}': Graph(path, threads, tokens, experts) for way, path in paths.items()}
+
+
+def _selection(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
+    times = {
+        name.removeprefix('way '): [one.ms for one in side]
+        for name, side in took.items()
+        if name.startswith('way ')
+    }
+    return {
+        way: {**turns.ratio(times['constant'], ms), **turns.row(ms)} for way, ms in times.items()
+    }
+
+
+def flow_steps(bundle: Bundle, scenery: Scenery, plans: int = 20) -> dict[str, Any]:
+    """Return how far trajectories of other numbers of Euler steps are from those of 10, and what the flow takes."""
+    found, answers = {}, {}
+    for steps in sorted(STEPS, key=lambda one: one != REFERENCE_STEPS):
+        changed = replace(bundle, manifest=replace(bundle.manifest, num_steps=steps))
+        policy = Policy(ViewRouter(changed), Driver(changed))
+        done = [policy.plan(scenery(index)) for index in range(plans)]
+        answers[steps] = np.stack([one.trajectory.xy for one in done])
+        gaps = np.linalg.norm(answers[steps] - answers[REFERENCE_STEPS], axis=-1)
+        found[steps] = {
+            'trajectory_mean_m': float(gaps.mean()),
+            'trajectory_max_m': float(gaps.max()),
+            'flow_p50_ms': float(np.median([one.timings_ms['flow'] for one in done])),
+        }
+    rows = {str(steps): found[steps] for steps in STEPS}
+    return {'reference': REFERENCE_STEPS, 'default': bundle.manifest.num_steps, 'steps': rows}
+
+
+def _operators(bundle: Bundle, runs) -> dict[str, Any]:
+    """Return where the time goes in each graph, as ONNX Runtime's profile tells it."""
+    inputs = dict(reversed(runs))  # a graph's first run
+    return {
+        graph: counting.operators(
+            counting.profile(
+                bundle.folder / f'{graph}.onnx', given, threads=bundle.threads, runs=10
+            )
+        )
+        for graph, given in inputs.items()
+    }
+
+
+# ---- beside others ----
+
+
+@dataclass(frozen=True, kw_only=True)
+class Match:
+    """Two that are compared, and what is said of them beside their times."""
+
+    name: str
+    field: Mapping[str, Contestant]  # who joins the turns
+    theirs: str
+    ours: str = 'ours'
+    flops: int | None = None  # of their plan; None: as many as ours
+    same_weights: bool = False  # then their answers are held against ours
+    parity: Mapping[str, Any] = field(default_factory=dict)  # of their bundle with its network
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    block: bool = False  # one mixture alone was measured too
+
+    def row(self, took: Mapping[str, Sequence[Turn]], flops: int) -> dict[str, Any]:
+        """Return the comparison, speed beside parity; flops: of our plan."""
+        ours, theirs = took[self.ours], took[self.theirs]
+        found = turns.versus(ours, theirs, LARGE)
+        # a bundle of a test may have no products at all
+        found['flops_ratio'] = 1.0 if self.flops in (None, flops) else self.flops / flops
+        apart = turns.apart(ours, theirs) if self.same_weights else {}
+        found['parity'] = {**self.parity, **apart}
+        if self.block:
+            blocks = [[one.ms for one in took[name]] for name in ('block ours', 'block theirs')]
+            found['block'] = {
+                **turns.ratio(*blocks),
+                'ours': turns.row(blocks[0]),
+                'theirs': turns.row(blocks[1]),
+            }
+        return found | dict(self.facts)
+
+
+def _torch(name, asked, scenery, stack, tokens) -> Match:
+    """Return PyTorch beside our engine; without a checkpoint both run a twin, so that they have the same weights."""
+    bundle, field_, ours = asked.bundle, {}, 'ours'
+    checkpoint = asked.checkpoint
+    if checkpoint is None:
+        twin = twins.made(bundle, asked.made)
+        bundle, ours = twins.opened(bundle, asked.made), f'{name} ours'
+        checkpoint, field_ = twin / 'checkpoint', {ours: Engine(bundle, scenery)}
+    command = [sys.executable, '-m', OPPONENT, name.removeprefix('torch_')]
+    command += ['--bundle', str(bundle.folder), '--checkpoint', str(checkpoint)]
+    command += ['--threads', str(bundle.threads), '--clip', asked.clip]
+    opponent = stack.enter_context(contextlib.closing(Opponent(name, command)))
+    return Match(
+        name=name,
+        field=field_ | {name: opponent},
+        theirs=name,
+        ours=ours,
+        same_weights=True,
+        facts={'opponent': dict(opponent.facts), 'weights': str(asked.checkpoint or 'a twin')},
     )
-    ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=5.0)
-    return Observation(time=time, images=images, ego=ego, guidance=guidance)
+
+
+def _twin(name, asked, scenery, stack, tokens) -> Match:
+    """Return a network with another mixture on our engine."""
+    changes = {'dense': twins.DENSE, 'token_moe': twins.TOKEN}[name]
+    bundle = twins.opened(asked.bundle, asked.made, changes)
+    return _bundle_match(name, bundle, scenery, **_blocks(name, asked, tokens, changes))
+
+
+def _blocks(name, asked, tokens, changes) -> dict[str, Any]:
+    if name != 'token_moe':
+        return {}
+    folder, threads = twins.made(asked.bundle, asked.made, changes), asked.bundle.threads
+    return {
+        'block': {
+            f'block {side}': Graph(folder / f'{file}.onnx', threads, tokens, twins.TOKENS)
+            for side, file in (('ours', 'block_skill'), ('theirs', 'block_token'))
+        }
+    }
+
+
+def _int8(name, asked, scenery, stack, tokens) -> Match:
+    """Return the same network in whole numbers."""
+    own = asked.bundle
+    bundle = Bundle.open(asked.int8, backend=own.backend, threads=own.threads)
+    return _bundle_match(name, bundle, scenery, same_weights=True)
+
+
+def _bundle_match(name, bundle, scenery, *, block=None, same_weights=False) -> Match:
+    runs = counting.watch(bundle, _practice(scenery))
+    flops = counting.plan_flops(counting.stage_costs(bundle, runs))
+    return Match(
+        name=name,
+        field={name: Engine(bundle, scenery), **(block or {})},
+        theirs=name,
+        flops=flops,
+        same_weights=same_weights,
+        parity=bundle.manifest.parity,
+        facts={'bundle': bundle.manifest.name},
+        block=block is not None,
+    )
+
+
+_MATCHES = {
+    'torch_eager': _torch,
+    'torch_compile': _torch,
+    'token_moe': _twin,
+    'dense': _twin,
+    'int8': _int8,
+}
+
+
+# ---- where it was measured ----
+
+
+def machine() -> dict[str, Any]:
+    """Return what the machine is."""
+    return {
+        'processor': _processor(),
+        'cores': len(os.sched_getaffinity(0)),
+        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
+        'system': platform.platform(),
+        'python': platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the engine runs on."""
+    found = {}
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def commit() -> str:
+    """Return the code's commit, with `+` where files differ from it; '' outside of a repository."""
+    root = Path(mose_ros.__file__).parent.parent
+    git = ['git', '-C', str(root)]
+    try:
+        head, changes = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (('rev-parse', 'HEAD'), ('status', '--porcelain', '-uno', 'mose_ros'))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ''
+    return head.strip() + ('+' if changes.strip() else '')
 
 
 def _processor() -> str:
@@ -89,13 +412,3 @@ def _processor() -> str:
     except OSError:
         names = []
     return f'{len(names)} x {names[0]}' if names else platform.processor() or platform.machine()
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

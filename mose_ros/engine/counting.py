@@ -93,7 +93,7 @@ def profile(
     threads: int = 1,
     runs: int = 1,
 ) -> list[Executed]:
-    """Run a graph on the CPU and return the operators of the last of some runs.
+    """Run a graph some times on the CPU and return its operators, each with the least time that it took.
 
     fused: as the runtime runs it; else with constants folded only, so that products are those of the standard.
     """
@@ -122,10 +122,14 @@ def profile(
         and one['name'].endswith('_kernel_time')
         and one['args']['op_name'] not in CONTROL
     ]
-    return [_executed(one) for one in kernels[len(kernels) // runs * (runs - 1) :]]
+    length = len(kernels) // runs  # the same inputs take the same branches
+    return [
+        _executed(one, min(kernels[place + run * length]['dur'] for run in range(runs)))
+        for place, one in enumerate(kernels[:length])
+    ]
 
 
-def _executed(event) -> Executed:
+def _executed(event, microseconds: float) -> Executed:
     told = event['args']
     values = {
         side: [
@@ -139,7 +143,7 @@ def _executed(event) -> Executed:
         op=told['op_name'],
         inputs=values['input'],
         outputs=values['output'],
-        ms=event['dur'] / 1e3,
+        ms=microseconds / 1e3,
     )
 
 
@@ -213,3 +217,8 @@ def stage_costs(bundle: Bundle, runs: Sequence[tuple[str, dict]]) -> dict[str, C
             known[graph] = cost(bundle.folder / f'{graph}.onnx', inputs)
         found[STAGES[graph]] += known[graph]
     return found
+
+
+def plan_flops(costs: Mapping[str, Cost]) -> int:
+    """Return the FLOPs of a whole plan: all stages but the text."""
+    return sum(one.flops for stage, one in costs.items() if stage != 'decode')

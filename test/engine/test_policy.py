@@ -1,4 +1,3 @@
-import json
 import sys
 
 import cv2
@@ -102,18 +101,3 @@ def test_run_names_a_picture_that_is_none(folder, tmp_path, capsys):
     assert 'text.png cannot be read as a picture' in capsys.readouterr().err
     assert main(['run', str(folder)]) == 1
     assert 'no picture was given' in capsys.readouterr().err
-
-
-def test_bench_writes_what_it_measured(folder, tmp_path, capsys):
-    report = tmp_path / 'bench.json'
-    arguments = ['bench', str(folder), '--plans', '20', '--warmup', '2', '--json', str(report)]
-    assert main(arguments) == 0
-    figures = json.loads(report.read_text())
-    stages = figures['stages']
-    assert set(stages) == {'glance', 'preprocess', 'vision', 'prefill', 'flow', 'decode'}
-    for row in [*stages.values(), figures['end_to_end']]:
-        assert 0 < row['p50_ms'] <= row['p90_ms'] <= row['p99_ms']
-    assert figures['plans'] == 20 and figures['views'] == 2
-    assert {'machine', 'versions', 'commit', 'parity'} <= figures.keys()
-    assert 'end to end' in capsys.readouterr().out
-    assert main(['bench', str(folder), '--plans', '0']) == 1

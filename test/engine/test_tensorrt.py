@@ -19,7 +19,7 @@ from engine.fake_cuda import FakeDriver
 from engine.fake_tensorrt import SCRATCH, Faults, make
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.engine import __main__ as command
-from mose_ros.engine import bench, cuda, session, tensorrt_build
+from mose_ros.engine import cuda, scenery, session, tensorrt_build
 from mose_ros.engine.bundle import Bundle, dynamic_sizes
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.session import BackendError
@@ -74,7 +74,7 @@ def test_a_bundle_plans_and_reasons_as_on_onnx_runtime(machine, tmp_path, versio
     for backend in ('tensorrt', 'onnxruntime'):
         bundle = Bundle.open(folder, backend=backend, threads=1)
         router, driver = ViewRouter(bundle), Driver(bundle)
-        seen = bench.grey(bundle.manifest)
+        seen = scenery.grey(bundle.manifest)
         for _ in range(3):  # a plain run, a recorded one, a replayed one
             router.reset()
             views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
@@ -199,7 +199,7 @@ def test_a_plan_and_its_words_copy_only_what_is_new(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
     router, thinker = ViewRouter(bundle), Driver(bundle)
-    seen = bench.grey(bundle.manifest)
+    seen = scenery.grey(bundle.manifest)
     views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
     thinker.plan(views, seen.ego, seen.guidance)
     driver.calls.clear()
@@ -340,7 +340,7 @@ def test_the_shipped_bundle_runs_and_what_can_be_recorded_is(machine, caplog):
     for backend in ('tensorrt', 'onnxruntime'):
         bundle = Bundle.open(TINY, backend=backend, threads=1)
         router, thinker = ViewRouter(bundle), Driver(bundle)
-        seen = bench.grey(bundle.manifest)
+        seen = scenery.grey(bundle.manifest)
         for _ in range(2):
             router.reset()
             views = router.select(seen.time, seen.images, seen.ego, seen.guidance)

@@ -1,0 +1,160 @@
+"""What takes turns in a measurement: our engine, its text, its graphs, and what the machine can do at best."""
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter, sleep
+
+import numpy as np
+
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.driver import Driver
+from mose_ros.engine.peaks import Copy, Gemm
+from mose_ros.engine.policy import Policy
+from mose_ros.engine.scenery import Scenery
+from mose_ros.engine.session import open_session
+from mose_ros.engine.turns import Turn
+from mose_ros.engine.view_router import ViewRouter
+
+TEXT_EVERY = 10  # rounds: a whole text is decoded
+COPY_EVERY = 5  # rounds: a copy is measured
+
+
+class Engine:
+    """A bundle on our engine, from the cameras' pictures to the trajectory."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        scenery: Scenery,
+        *,
+        views: int = 0,
+        mode: str = 'learned',
+        force_view: str = '',
+    ):
+        """Open it; views: how many are looked at, in place of the manifest's number."""
+        m = bundle.manifest
+        if views:
+            fixed = len(m.fixed_views)
+            if not fixed <= views <= len(m.cameras):
+                raise ValueError(
+                    f'views: {m.name} looks at {fixed} to {len(m.cameras)}, not at {views}'
+                )
+            bundle = replace(bundle, manifest=replace(m, top_k=views - fixed))
+        self.bundle, self.scenery = bundle, scenery
+        self.policy = Policy(ViewRouter(bundle, mode=mode, force_view=force_view), Driver(bundle))
+
+    def plan(self, index: int) -> Turn:
+        """Answer the observation of this number."""
+        plan = self.policy.plan(self.scenery(index))
+        timings = dict(plan.timings_ms)
+        ms = timings.pop('total')
+        return Turn(ms=ms, timings=timings, xy=plan.trajectory.xy, views=plan.views)
+
+
+class Peaks:
+    """What the machine can do, measured in between."""
+
+    def __init__(self, threads: int):
+        self._gemm, self._copy = Gemm(threads), Copy(threads)
+        self._flops: list[float] = []
+        self._bytes: list[float] = []
+
+    def plan(self, index: int) -> Turn:
+        """Measure a product, and now and then a copy."""
+        start = perf_counter()
+        self._flops.append(self._gemm.rate())
+        if index % COPY_EVERY == 0:
+            self._bytes.append(self._copy.rate())
+        return Turn(ms=(perf_counter() - start) * 1e3)
+
+    def row(self) -> dict[str, float]:
+        """Return FLOP/s and bytes per second: the medians, which what is judged by them is held to, and the best product."""
+        return {
+            'gemm_flops': float(np.median(self._flops)),
+            'gemm_flops_best': float(np.max(self._flops)),
+            'copy_bytes': float(np.median(self._bytes)),
+        }
+
+    def close(self) -> None:
+        """End its threads."""
+        self._copy.close()
+
+
+class Words:
+    """The text of our newest plan, now and then."""
+
+    def __init__(self, ours: Engine):
+        self._ours = ours
+        self.tokens: list[float] = []  # ms of each but the first, which comes from the prefill
+
+    def plan(self, index: int) -> Turn:
+        """Decode a whole text every so often."""
+        start = perf_counter()
+        if index % TEXT_EVERY == 0:
+            self._ours.plan(index)
+            stamps = [perf_counter() for _ in self._ours.policy.reason()]
+            self.tokens += (np.diff(stamps) * 1e3).tolist()
+        return Turn(ms=(perf_counter() - start) * 1e3)
+
+
+class Talking:
+    """Our engine while a text is decoded in the slower lane, as the driver node does it: a plan begins in the middle of a token."""
+
+    def __init__(self, ours: Engine):
+        self._ours, self._random = ours, np.random.default_rng(0)
+
+    def plan(self, index: int) -> Turn:
+        """Plan while another thread decodes; that stands aside at its next token."""
+        driver = self._ours.policy.driver
+        thought = driver.thought
+        idle, spoke, over = threading.Event(), threading.Event(), threading.Event()
+        idle.set()
+
+        def cancel() -> bool:
+            idle.wait(1.0)
+            return over.is_set()
+
+        def talk():
+            while not over.is_set():
+                for _ in driver.reason(thought, cancel=cancel):
+                    spoke.set()
+
+        thread = threading.Thread(target=talk)
+        thread.start()
+        try:
+            spoke.wait(5.0)
+            sleep(self._random.uniform(0, 0.004))
+            idle.clear()
+            return self._ours.plan(index)
+        finally:
+            over.set()
+            idle.set()
+            thread.join()
+
+
+class Graph:
+    """One graph alone, some runs at a time, on noise; what says which expert is chosen changes from round to round."""
+
+    def __init__(self, path: Path, threads: int, tokens: int, experts: int, repeats: int = 5):
+        """Open it; sizes that are not fixed are `tokens`, and whole numbers are those of `experts`."""
+        self._session = open_session(path, backend='onnxruntime', threads=threads, provider='CPU')
+        self._repeats, self._experts = repeats, experts
+        random = np.random.default_rng(0)
+        self._inputs = {
+            name: (
+                random.standard_normal([tokens if size is None else size for size in port.shape])
+                / np.sqrt(port.shape[-1] or 1)
+            ).astype(port.dtype)
+            for name, port in self._session.inputs.items()
+        }
+
+    def plan(self, index: int) -> Turn:
+        """Run it."""
+        for value in self._inputs.values():
+            if value.dtype == np.int64:
+                value[...] = index % self._experts
+        start = perf_counter()
+        for _ in range(self._repeats):
+            self._session.run(self._inputs)
+        return Turn(ms=(perf_counter() - start) * 1e3 / self._repeats)

@@ -1,0 +1,170 @@
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from engine import bundles
+from mose_ros.core.rig import CAMERAS
+from mose_ros.engine import memory, peaks, tables, twins
+from mose_ros.engine.__main__ import main
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.contestants import Engine
+from mose_ros.engine.scenery import Scenery
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    return bundles.make_bundle(
+        tmp_path_factory.mktemp('bench') / 'known', parity={'trajectory_max_m': 1e-6}
+    )
+
+
+@pytest.fixture(autouse=True)
+def small_peaks(monkeypatch):
+    monkeypatch.setattr(peaks.Gemm.__init__, '__defaults__', ((64,),))
+    monkeypatch.setattr(peaks.Copy.__init__, '__defaults__', (1 << 16,))
+
+
+def test_bench_writes_what_it_measured(folder, tmp_path, capsys):
+    path = tmp_path / 'bench.json'
+    arguments = ['bench', str(folder), '--plans', '12', '--warmup', '1', '--json', str(path)]
+    assert main([*arguments, '--compare', 'int8', '--int8', str(folder)]) == 0
+    report = json.loads(path.read_text())
+    stages = report['stages']
+    assert {'glance', 'preprocess', 'vision', 'prefill', 'flow', 'decode'} <= set(stages)
+    for row in [*stages.values(), report['end_to_end']]:
+        assert 0 < row['p50_ms'] <= row['p90_ms'] <= row['p99_ms']
+    assert stages['vision']['bytes'] > 0 and stages['vision']['flops'] == 0  # it only takes means
+    assert report['plans'] == 12 and len(report['looked_at']) == 2
+    assert report['views']['ratio_6_to_2'] > 0 and report['views']['ratio_6_to_1'] > 0
+    assert report['reasoning_interference']['p99_ratio'] > 0
+    assert report['gemm_share'] == 0 and report['end_to_end']['to_stages'] >= 1
+    assert report['memory']['peak_mib'] >= report['memory']['with_engine_mib'] > 0
+    assert {'machine', 'versions', 'commit', 'command'} <= report.keys()
+    assert report['parity'] == {'trajectory_max_m': 1e-6}
+    itself = report['compare']['int8']
+    assert itself['parity']['trajectory_max_m'] == 0 and itself['flops_ratio'] == 1
+    assert 0.2 < itself['ratio'] < 5 and itself['pairs'] == 12
+    shown = capsys.readouterr().out
+    assert 'end to end' in shown and '| int8 |' in shown
+
+
+def test_flow_steps_say_how_far_trajectories_move(folder, tmp_path):
+    path = tmp_path / 'steps.json'
+    arguments = ['bench', str(folder), '--plans', '1', '--warmup', '0', '--json', str(path)]
+    assert main([*arguments, '--parts', 'steps']) == 0
+    report = json.loads(path.read_text())
+    steps = report['flow_steps']['steps']
+    assert report['flow_steps']['default'] == 4 and list(steps) == [*'12345', '7', '10', '20']
+    assert steps['1']['trajectory_max_m'] < 1e-3  # this bundle's velocity field is straight
+    assert steps['10']['trajectory_max_m'] == 0
+    assert not {'views', 'reasoning_interference', 'operators'} & report.keys()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--plans', '0'], 'plans >= 1'),
+        (['--parts', 'speed'], "no 'speed' to measure; known: views"),
+        (['--compare', 'int8'], 'int8: name its bundle'),
+        (['--compare', 'jax'], "no 'jax' to measure; known: torch_eager"),
+        (['--views', '9'], 'looks at 1 to 6, not at 9'),
+        (['--clip', '/nowhere'], '/nowhere is no clip'),
+        (['--soak', '10'], '10 plans are too few'),
+        (['--sweep', 'colour'], "no axis 'colour'"),
+        (['--selection', '/nowhere'], 'has no constant.onnx'),
+    ],
+)
+def test_what_cannot_be_measured_is_named(folder, capsys, arguments, message):
+    assert main(['bench', str(folder), *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_network_that_cannot_be_made_is_told(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(twins, 'MAKER', 'mose_ros.no_such_room')
+    arguments = ['bench', str(folder), '--plans', '1', '--compare', 'dense', '--made']
+    assert main([*arguments, str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert 'needs the extra mose_ros[train]' in said and 'No module named mose_ros.no_such' in said
+
+
+def test_scenery_shows_a_clip_or_noise_that_is_the_same_for_all(tmp_path):
+    m = bundles.make_manifest()
+    one, other = Scenery(m)(3), Scenery(m)(3)
+    assert one.time == pytest.approx(0.3)
+    assert all((one.images[name] == other.images[name]).all() for name in CAMERAS)
+    assert (one.images['front'] != Scenery(m)(4).images['front']).any()
+    for camera in CAMERAS:
+        place = tmp_path / 'camera' / f'rgb_{camera}'
+        place.mkdir(parents=True)
+        cv2.imwrite(str(place / '00000.png'), np.full((20, 30, 3), (10, 20, 200), np.uint8))
+    scenery = Scenery(m, clip=tmp_path)
+    assert len(scenery) == 1
+    assert scenery(5).images['back'][0, 0].tolist() == [200, 20, 10]
+    (tmp_path / 'camera/rgb_back/00000.png').unlink()
+    with pytest.raises(ValueError, match='rgb_back/00000.png cannot be read'):
+        Scenery(m, clip=tmp_path)
+
+
+def test_memory_that_grows_is_told_from_memory_that_is_flat():
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 4096, 80)
+    assert memory.slope(1e8 + noise, 200)['flat']
+    assert memory.slope(np.full(80, 1e8), 200)['flat']
+    leak = memory.slope(1e8 + noise + 100.0 * 200 * np.arange(80), 200)
+    assert not leak['flat'] and leak['low'] < 100 < leak['high']
+
+
+def test_a_soak_reports_memory_and_latency(folder, tmp_path):
+    path = tmp_path / 'soak.json'
+    assert main(['bench', str(folder), '--soak', '100', '--json', str(path)]) == 0
+    found = json.loads(path.read_text())['soak']
+    assert found['plans'] == 100 and len(found['resident']['by_window_mib']) == 100
+    assert abs(found['traced']['bytes_per_plan']) < 2000
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    leaking = Engine(bundle, Scenery(bundle.manifest))
+    kept, plan = [], leaking.plan
+    leaking.plan = lambda index: (kept.append(bytearray(50_000)), plan(index))[1]
+    assert memory.soak(leaking, 100)['traced']['bytes_per_plan'] > 40_000
+
+
+def test_views_are_swept_once(folder, tmp_path):
+    path = tmp_path / 'sweep.json'
+    arguments = ['bench', str(folder), '--plans', '2', '--warmup', '0', '--json', str(path)]
+    assert main([*arguments, '--sweep', 'views']) == 0
+    first = json.loads(path.read_text())['sweep']
+    assert list(first['views']) == [*'123456']
+    assert main([*arguments, '--sweep', 'views']) == 0  # is done
+    assert json.loads(path.read_text())['sweep'] == first
+
+
+def test_tables_go_between_the_marks_of_a_document(folder, tmp_path, capsys):
+    report, document = tmp_path / 'mine.json', tmp_path / 'page.md'
+    arguments = ['bench', str(folder), '--plans', '2', '--warmup', '0', '--parts', '']
+    assert main([*arguments, '--json', str(report)]) == 0
+    document.write_text(f'# Before\n\n{tables.START}\nold\n{tables.END}\nbehind\n')
+    assert main(['table', str(report), '--into', str(document)]) == 0
+    text = document.read_text()
+    assert text.startswith('# Before\n') and text.endswith(f'{tables.END}\nbehind\n')
+    assert 'old' not in text and '### Stages (mine)' in text
+    p50 = json.loads(report.read_text())['stages']['vision']['p50_ms']
+    assert f'| vision | {p50:.2f} |' in text
+    document.write_text('no marks')
+    assert main(['table', str(report), '--into', str(document)]) == 1
+    assert 'has no lines' in capsys.readouterr().err
+
+
+def test_twins_are_kept_by_what_they_are_made_of(monkeypatch, tmp_path, folder):
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(
+        twins.subprocess, 'run', lambda command, **_: commands.append(command) or Done
+    )
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    places = [twins.made(bundle, tmp_path, changes) for changes in ((), twins.DENSE, twins.DENSE)]
+    assert places[0] != places[1] == places[2]
+    assert commands[1][-2:] == list(twins.DENSE)

@@ -1,0 +1,127 @@
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engine import bundles
+from mose_ros.engine import counting, peaks
+from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.scenery import Scenery
+
+FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
+
+
+def write(path, nodes, inputs, outputs, weights):
+    values = [
+        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in side.items()]
+        for side in (inputs, outputs)
+    ]
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, 'graph', *values, initializer=constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save_model(model, path)
+    return path
+
+
+def noise(*shape):
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def test_a_layer_costs_what_counting_by_hand_says(tmp_path):
+    tokens, width, wide = 7, 16, 40
+    weights = {'up': noise(width, wide), 'down': noise(wide, width)}
+    nodes = [
+        helper.make_node('Transpose', ['x'], ['k'], perm=[0, 2, 1]),
+        helper.make_node('MatMul', ['x', 'k'], ['scores']),
+        helper.make_node('Softmax', ['scores'], ['shares']),
+        helper.make_node('MatMul', ['shares', 'x'], ['seen']),
+        helper.make_node('MatMul', ['seen', 'up'], ['inner']),
+        helper.make_node('Relu', ['inner'], ['active']),
+        helper.make_node('MatMul', ['active', 'down'], ['y']),
+    ]
+    shape = (FLOAT, [1, 'T', width])
+    path = write(tmp_path / 'layer.onnx', nodes, {'x': shape}, {'y': shape}, weights)
+    found = counting.cost(path, {'x': noise(1, tokens, width)})
+    attention = 2 * (2 * tokens * tokens * width)
+    ffn = 2 * (2 * tokens * width * wide)
+    assert found.flops == attention + ffn
+    assert found.bytes > 4 * 2 * width * wide  # the weights at least
+    assert counting.cost(path, {'x': noise(1, 2 * tokens, width)}).flops > 2 * found.flops
+
+
+def test_only_the_branch_that_was_taken_is_counted(tmp_path):
+    weights = {'thin': noise(8, 3), 'thick': noise(8, 30), 'back': noise(30, 3)}
+
+    def branch(*nodes):
+        result = helper.make_tensor_value_info(nodes[-1].output[0], FLOAT, [5, 3])
+        return helper.make_graph(list(nodes), 'branch', [], [result])
+
+    node = helper.make_node(
+        *('If', ['which'], ['y']),
+        then_branch=branch(helper.make_node('MatMul', ['x', 'thin'], ['a'])),
+        else_branch=branch(
+            helper.make_node('MatMul', ['x', 'thick'], ['b']),
+            helper.make_node('MatMul', ['b', 'back'], ['c']),
+        ),
+    )
+    inputs = {'x': (FLOAT, [5, 8]), 'which': (BOOL, [])}
+    path = write(tmp_path / 'if.onnx', [node], inputs, {'y': (FLOAT, [5, 3])}, weights)
+    costs = [counting.cost(path, {'x': noise(5, 8), 'which': np.array(w)}) for w in (True, False)]
+    assert [one.flops for one in costs] == [2 * 5 * 8 * 3, 2 * 5 * 8 * 30 + 2 * 5 * 30 * 3]
+
+
+def test_convolutions_and_transposed_products_are_counted(tmp_path):
+    nodes = [
+        helper.make_node('Conv', ['x', 'kernel'], ['y'], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node('Gemm', ['a', 'b'], ['c'], transA=1, transB=1),
+    ]
+    weights = {'kernel': noise(6, 3, 3, 3), 'b': noise(5, 4)}
+    inputs = {'x': (FLOAT, [1, 3, 8, 10]), 'a': (FLOAT, [4, 9])}
+    outputs = {'y': (FLOAT, [1, 6, 4, 5]), 'c': (FLOAT, [9, 5])}
+    path = write(tmp_path / 'both.onnx', nodes, inputs, outputs, weights)
+    found = counting.cost(path, {'x': noise(1, 3, 8, 10), 'a': noise(4, 9)})
+    assert found.flops == 2 * (6 * 4 * 5) * (3 * 3 * 3) + 2 * 9 * 5 * 4
+
+
+def test_a_product_that_cannot_be_counted_is_not_left_out(tmp_path):
+    node = helper.make_node('Einsum', ['x', 'x'], ['y'], equation='ij,kj->ik')
+    shape = {'x': (FLOAT, [3, 4])}
+    path = write(tmp_path / 'einsum.onnx', [node], shape, {'y': (FLOAT, [3, 3])}, {})
+    with pytest.raises(ValueError, match='FLOPs of Einsum cannot be counted'):
+        counting.cost(path, {'x': noise(3, 4)})
+
+
+def test_a_bundles_stages_are_those_of_its_runs(tmp_path):
+    bundle = Bundle.open(bundles.make_bundle(tmp_path / 'known'), backend='onnxruntime')
+    scenery = Scenery(bundle.manifest)
+    runs = counting.watch(bundle, [scenery(0), scenery(1)])
+    assert [graph for graph, _ in runs] == [
+        *('view_router', 'vision', 'prefill', *['action'] * bundle.manifest.num_steps, 'decode')
+    ]
+    costs = counting.stage_costs(bundle, runs)
+    assert set(costs) == {'glance', 'vision', 'prefill', 'flow', 'decode'}
+    assert all(one.bytes > 0 for one in costs.values())
+    once = counting.cost(bundle.folder / 'action.onnx', runs[3][1])
+    assert costs['flow'].bytes == bundle.manifest.num_steps * once.bytes
+
+
+def test_a_profile_says_where_the_time_goes(tmp_path):
+    path = tmp_path / 'product.onnx'
+    path.write_bytes(peaks.product(noise(64, 64)))
+    done = counting.profile(path, {'x': noise(64, 64)}, runs=3)
+    rows = counting.operators(done)
+    assert rows['MatMul']['share'] == 1.0 and rows['MatMul']['count'] == 1
+
+
+def test_the_hand_written_product_is_onnx_and_the_peaks_are_positive(tmp_path):
+    weight = noise(300, 300)  # sizes of more than one byte
+    onnx.checker.check_model(onnx.load_from_string(peaks.product(weight)))
+    path = tmp_path / 'product.onnx'
+    path.write_bytes(peaks.product(weight))
+    assert counting.cost(path, {'x': weight}).flops == 2 * 300**3
+    assert peaks.Gemm(1, sizes=(128,)).rate() > 1e6
+    copy = peaks.Copy(2, size=1001)
+    assert copy.rate() > 1e3
+    assert (copy._to == 1).all()  # both threads' parts, whole
+    copy.close()
