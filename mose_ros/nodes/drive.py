@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from mose_ros.nodes.processes import DomainLock, Processes
 NAMESPACE, ROLE = '/mose', 'ego_vehicle'
 NODES = ('view_router', 'driver', 'controller')
 START_LIMIT_S = 60.0
+REVIVALS = 3  # of one node in a drive; more is not a mishap
 ROOT = Path(mose_ros.__file__).resolve().parents[1]
 
 
@@ -228,6 +230,7 @@ class _Show:
         self._monitor, self._processes = monitor, processes
         self._started = started
         self._memory: list[dict[str, float]] = []
+        self._revived: Counter = Counter()
         self.result: dict = {}
         episode = f'{options.family}  seed {options.seed}'
         self._title = Path(options.frames).name if options.frames else episode
@@ -279,7 +282,16 @@ class _Show:
         if self._monitor.failed_to_start:
             raise Failed(self._monitor.failed_to_start)
 
+    def _revive(self) -> None:
+        """Start a node again whose process has ended, as a vehicle's launch does; the controller stands until it plans."""
+        for name, code in self._processes.ended().items():
+            if name in NODES and self._revived[name] < REVIVALS:
+                self._revived[name] += 1
+                print(f'mose_ros: {name} ended with {code} and is started again', flush=True)
+                self._processes.restart(name)
+
     def _ended(self, stop, begun) -> str:
+        self._revive()
         self._raise_if_broken()
         outcome = self._monitor.outcome
         if outcome.get('done') == 'True':
@@ -299,8 +311,8 @@ class _Show:
             '+'.join(monitor.views_now) or '-',
             monitor.skills or '-',
         ]
-        if monitor.is_emergency:
-            parts.append('STOPPING: ' + '; '.join(monitor.complaints)[:120])
+        if monitor.is_emergency or monitor.is_degraded:
+            parts.append(monitor.safety[:120])
         line = '  '.join(parts)
         text = monitor.sentence
         if sys.stdout.isatty():
@@ -329,6 +341,7 @@ class _Show:
             },
             'cpu': cpu,
             'complaints': self._monitor.complaints,
+            'revived': dict(self._revived),
             'bundle': {
                 'name': manifest.name,
                 'commit': manifest.commit,

@@ -14,6 +14,7 @@ from std_msgs.msg import Bool, Float32, Header, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from mose_ros.core import rig
+from mose_ros.core.safety import State
 from mose_ros.core.types import Trajectory
 from mose_ros.nodes import conversions, images
 from mose_ros.nodes.lifecycle import ERROR, LATCHED
@@ -49,6 +50,7 @@ class Monitor(Node):
         self.reasoning_count = 0
         self.speed = 0.0
         self.is_emergency = False
+        self.safety = ''  # the controller's state and its reason
         self.outcome: dict[str, str] = {}
         self.states: dict[str, DiagnosticStatus] = {}
         self._hear(role, with_pictures)
@@ -67,6 +69,7 @@ class Monitor(Node):
         hear(String, 'reasoning_partial', self._on_partial, 10)
         hear(Float32, f'{carla}/speedometer', self._on_speed, 10)
         hear(Bool, 'emergency', self._on_emergency, LATCHED)
+        hear(String, 'safety_state', self._on_safety, LATCHED)
         hear(DiagnosticStatus, 'simulator/outcome', self._on_outcome, LATCHED)
         hear(DiagnosticArray, '/diagnostics', self._on_diagnostics, 20)
         if with_pictures:
@@ -120,6 +123,9 @@ class Monitor(Node):
     def _on_emergency(self, msg: Bool) -> None:
         self.is_emergency = msg.data
 
+    def _on_safety(self, msg: String) -> None:
+        self.safety = msg.data
+
     def _on_outcome(self, msg: DiagnosticStatus) -> None:
         self.outcome = {pair.key: pair.value for pair in msg.values}
 
@@ -134,6 +140,11 @@ class Monitor(Node):
         return hear
 
     # ---- figures ----
+
+    @property
+    def is_degraded(self) -> bool:
+        """Return whether the car drives on with something missing."""
+        return self.safety.startswith(State.DEGRADED.value)
 
     @property
     def complaints(self) -> list[str]:

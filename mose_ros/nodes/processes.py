@@ -65,14 +65,22 @@ class Processes:
     def __init__(self, log_folder: str | Path):
         self._folder = Path(log_folder)
         self._children: dict[str, subprocess.Popen] = {}
+        self._started: dict[str, tuple[list[str], dict[str, str]]] = {}
 
     def start(
         self, name: str, module: str, arguments: Sequence[str], environment: Mapping[str, str]
     ) -> None:
         """Run `python -m module arguments`; what it prints goes to its log."""
-        with open(self.log(name), 'wb') as log:
+        self.log(name).unlink(missing_ok=True)
+        self._started[name] = ([sys.executable, '-m', module, *arguments], dict(environment))
+        self.restart(name)
+
+    def restart(self, name: str) -> None:
+        """Run again, as it was started, a process that has ended; its log goes on."""
+        command, environment = self._started[name]
+        with open(self.log(name), 'ab') as log:
             self._children[name] = subprocess.Popen(
-                [sys.executable, '-m', module, *arguments],
+                command,
                 env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -84,6 +92,10 @@ class Processes:
     def log(self, name: str) -> Path:
         """Return where a process's output lies."""
         return self._folder / f'{name}.log'
+
+    def pid(self, name: str) -> int:
+        """Return the number of a process."""
+        return self._children[name].pid
 
     def ended(self) -> dict[str, int]:
         """Return the exit codes of those that have ended."""

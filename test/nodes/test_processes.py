@@ -67,3 +67,17 @@ def test_children_die_even_when_the_runner_is_killed(tmp_path):
     while is_alive(child) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not is_alive(child)
+
+
+def test_a_process_that_was_killed_is_started_again_as_it_was(tmp_path):
+    processes = Processes(tmp_path)
+    processes.start('server', 'http.server', ['0', '--bind', '127.0.0.1'], {})
+    first = processes.pid('server')
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not processes.ended() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert processes.ended() == {'server': -signal.SIGKILL}
+    processes.restart('server')
+    assert processes.pid('server') != first and not processes.ended()
+    processes.close()
