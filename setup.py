@@ -85,6 +85,7 @@ setup(
             'carla_objects = mose_ros.nodes.carla_objects:main',
             'simulator = mose_ros.nodes.simulator_node:main',
             'replay = mose_ros.nodes.replay_node:main',
+            'doctor = mose_ros.nodes.doctor:main',
             'drive = mose_ros.nodes.drive:main',
             'train = mose_ros.training.__main__:main',
         ],

@@ -14,6 +14,7 @@ from mose_ros.core.rig import Camera
 
 MAX_SIDE = 8192  # pixels; more is taken for a broken header
 _CHANNELS = {'rgb8': 3, 'bgr8': 3, 'rgba8': 4, 'bgra8': 4, 'mono8': 1}
+ENCODINGS = tuple(_CHANNELS)
 _TO_RGB = {
     'bgr8': cv2.COLOR_BGR2RGB,
     'rgba8': cv2.COLOR_RGBA2RGB,
