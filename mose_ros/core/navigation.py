@@ -19,6 +19,7 @@ SMOOTHING_S = 0.1  # in which the acceleration takes half of a change
 UNKNOWN_M = 100.0  # since the last standstill, when the first odometry finds the vehicle driving
 COMMAND_AHEAD_M = 30.0  # before a junction its command is given
 MAX_ROUTE_M = 1e6  # its curve takes a point a metre
+OFF_ROUTE_M, BACKWARDS = 50.0, 2.4  # m; rad from straight ahead of both points of the guidance
 TURN, TURN_M = 0.5, 20.0  # rad that a route turns within so many metres where it turns off
 
 
@@ -124,6 +125,7 @@ class RouteFollower:
         self._along = np.concatenate([[0.0], np.cumsum(self._lengths)])
         self._window = window
         self.progress: float | None = None  # m; None until the first projection
+        self.distance = 0.0  # m from the route to the last projected place
 
     def project(self, x: float, y: float) -> float:
         """Return how far along the route its nearest point is; near the last one, so that crossing ways keep apart."""
@@ -136,7 +138,8 @@ class RouteFollower:
             near = np.abs(station - self.progress) <= self._window
             if near.any() and distance[near].min() < self._window:
                 distance = np.where(near, distance, np.inf)
-        self.progress = float(station[int(np.argmin(distance))])
+        nearest = int(np.argmin(distance))
+        self.progress, self.distance = float(station[nearest]), float(distance[nearest])
         return self.progress
 
     def point(self, station: float) -> Float[np.ndarray, '2']:
@@ -181,6 +184,15 @@ class RouteFollower:
             for distance in (NEAR_M, FAR_M)
         )
         return Guidance(near=near, far=far, command=command)
+
+
+def check_guidance(guidance: Guidance, distance: float) -> None:
+    """Raise ValueError for a route that can't be meant: `distance` m away from the car, or leading back where it came from."""
+    if distance > OFF_ROUTE_M:
+        raise ValueError(f'the route is {distance:.0f} m away from the car')
+    near, far = (abs(np.arctan2(point[1], point[0])) for point in (guidance.near, guidance.far))
+    if min(near, far) > BACKWARDS:
+        raise ValueError('the route leads back where the car comes from')
 
 
 def smooth(

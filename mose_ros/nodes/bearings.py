@@ -6,7 +6,7 @@ from nav_msgs.msg import Odometry, Path
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
 
-from mose_ros.core.navigation import EgoHistory, RouteFollower
+from mose_ros.core.navigation import EgoHistory, RouteFollower, check_guidance
 from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.nodes import conversions
 from mose_ros.nodes.lifecycle import LATCHED, NEWEST, OK, ManagedNode
@@ -66,7 +66,12 @@ class Bearings:
                 raise NotReady(f'the odometry is {time - newest[0]:.2f} s away from the image')
             if route is None:
                 raise NotReady('no route yet')
-            return ego, route.guidance(ego, command)
+            guidance = route.guidance(ego, command)
+            try:
+                check_guidance(guidance, route.distance)
+            except ValueError as error:
+                raise NotReady(str(error)) from None
+            return ego, guidance
 
     def _is_there(self, time: float) -> bool:
         newest = self._history.newest

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from mose_ros.core.navigation import EgoHistory, RouteFollower, coast, smooth, to_ego
+from mose_ros.core.navigation import (
+    EgoHistory,
+    RouteFollower,
+    check_guidance,
+    coast,
+    smooth,
+    to_ego,
+)
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState
 
 
@@ -144,3 +151,18 @@ def test_coasting_is_a_turn_at_constant_speed():
         (1.0 + 10 * np.sin(0.1), 12 - 10 * np.cos(0.1)), abs=1e-3
     )
     assert coast(turning, 0.0) == turning
+
+
+def test_routes_that_can_not_be_meant_are_refused():
+    straight = np.stack([np.arange(0.0, 500.0, 5.0), np.zeros(100)], 1)
+
+    def check(route, place):
+        follower = RouteFollower(route)
+        check_guidance(follower.guidance(place), follower.distance)
+
+    for fine in (ego(x=100.0), ego(x=100.0, y=20.0), ego(x=100.0, yaw=1.5), ego(x=498.0)):
+        check(straight, fine)
+    with pytest.raises(ValueError, match='100000 m away'):
+        check(straight + (0.0, 1e5), ego(x=100.0))
+    with pytest.raises(ValueError, match='leads back'):
+        check(straight[::-1], ego(x=100.0))

@@ -19,6 +19,7 @@ from mose_ros.core.bundle import Manifest
 
 DARK = 'perception : it is dark prediction : nothing moves planning : stop'
 BRIGHT = 'perception : the sun shines prediction : all goes on planning : drive'
+SETTLE_S = 2.0
 REACH = 50.0  # m: actions and the guidance's points are normalised by this
 FLOAT, INT = TensorProto.FLOAT, TensorProto.INT64
 CARRIED = (
@@ -73,10 +74,13 @@ def make_manifest(**changes) -> Manifest:
     return Manifest(**(fields | changes))
 
 
-def make_bundle(folder: str | Path, *, velocity_gain: float = 1.0, **changes) -> Path:
+def make_bundle(
+    folder: str | Path, *, velocity_gain: float = 1.0, cruise: float = 0.0, **changes
+) -> Path:
     """Write the tiny bundle into the folder and return it; changes are fields of its manifest.
 
-    `velocity_gain` scales the velocity field; NaN makes an action expert that has gone mad.
+    `velocity_gain` scales the velocity field; NaN makes an action expert that has gone mad. With `cruise`, m/s, the
+    trajectory leads towards the near point from the speed that the car has to that one within SETTLE_S.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +90,7 @@ def make_bundle(folder: str | Path, *, velocity_gain: float = 1.0, **changes) ->
         'vision': _vision(manifest),
         'prefill': _prefill(manifest),
         'decode': _decode(manifest),
-        'action': _action(manifest, velocity_gain),
+        'action': _action(manifest, velocity_gain, cruise),
     }
     (folder / 'weights.bin').unlink(missing_ok=True)
     for name, model in graphs.items():
@@ -280,7 +284,7 @@ def _decode(manifest):
     return graph.build()
 
 
-def _action(manifest, gain):
+def _action(manifest, gain, cruise):
     graph = _Graph('action', manifest)
     horizon, skills_ = manifest.horizon, manifest.action_skills
     noisy = graph.input('noisy', FLOAT, [1, horizon, 2])
@@ -295,6 +299,22 @@ def _action(manifest, gain):
     near = graph('Reshape', near, graph.constant([1, 1, 2], np.int64))
     share = np.arange(1, horizon + 1).reshape(1, horizon, 1) / horizon
     target = graph('Mul', near, graph.constant(share))
+    if cruise:
+        t_i = manifest.dt * np.arange(1, horizon + 1).reshape(1, horizon, 1)
+        ramp = np.minimum(t_i, SETTLE_S)
+        from_speed = ramp - ramp**2 / (2 * SETTLE_S)
+        from_cruise = cruise * (ramp**2 / (2 * SETTLE_S) + t_i - ramp)
+        speed = manifest.proprio.index('speed')
+        metres = graph(  # the speed is normalised by the manifest's bound, near by REACH and is 10 m away
+            'Add',
+            graph(
+                'Mul',
+                graph('Gather', proprio, graph.constant([[speed]], np.int64), axis=1),
+                graph.constant(manifest.proprio_high[speed] * from_speed),
+            ),
+            graph.constant(from_cruise),
+        )
+        target = graph('Mul', near, graph('Mul', metres, graph.constant([1.0 / types.NEAR_M])))
     rest = graph('Sub', graph.constant([1.0]), t)
     velocity = graph('Div', graph('Sub', target, noisy), rest)  # arrives at t = 1
     velocity = graph('Mul', velocity, graph.constant(gain))
