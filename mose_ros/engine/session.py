@@ -14,14 +14,6 @@ from typing import Protocol
 import numpy as np
 
 BACKENDS = ('auto', 'onnxruntime', 'tensorrt')
-_DTYPES = {
-    'tensor(float)': np.dtype(np.float32),
-    'tensor(float16)': np.dtype(np.float16),
-    'tensor(double)': np.dtype(np.float64),
-    'tensor(int64)': np.dtype(np.int64),
-    'tensor(int32)': np.dtype(np.int32),
-    'tensor(bool)': np.dtype(np.bool_),
-}
 _log = logging.getLogger(__name__)
 
 
@@ -38,13 +30,11 @@ class Port:
 
     def accepts(self, array: 'np.ndarray | Resident') -> bool:
         """Return whether the array has this type and fits this shape."""
-        return (
-            array.dtype == self.dtype
-            and array.ndim == len(self.shape)
-            and all(
-                size is None or size == actual
-                for size, actual in zip(self.shape, array.shape, strict=True)
-            )
+        if array.dtype != self.dtype or array.ndim != len(self.shape):
+            return False
+        return array.shape == self.shape or all(
+            size is None or size == actual
+            for size, actual in zip(self.shape, array.shape, strict=True)
         )
 
     def __str__(self):
@@ -180,6 +170,8 @@ def open_session(
         if build is None:
             raise ValueError(f"{path}: backend 'tensorrt' needs `build`: open it from its bundle")
         return TensorRTSession(path, build)
+    from mose_ros.engine.onnxruntime_session import OnnxRuntimeSession
+
     if provider:
         return OnnxRuntimeSession(path, threads=threads, provider=provider)
     provider, _ = choose_provider()
@@ -189,64 +181,6 @@ def open_session(
         except BackendError as error:  # it is built in, but its libraries are not there
             _log.warning('%s; the CPU does it', error)
     return OnnxRuntimeSession(path, threads=threads, provider='CPU')
-
-
-class OnnxRuntimeSession:
-    """A graph on ONNX Runtime."""
-
-    def __init__(self, path: str | Path, *, threads: int = 2, provider: str = 'CPU'):
-        import onnxruntime
-
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise FileNotFoundError(f'{self.path} is missing; fetch or export the bundle again')
-        if threads < 1:
-            raise ValueError(f'threads must be at least 1, not {threads}')
-        available = onnxruntime.get_available_providers()
-        if f'{provider}ExecutionProvider' not in available:
-            known = ', '.join(name.removesuffix('ExecutionProvider') for name in available)
-            raise BackendError(
-                f'onnxruntime here has no provider {provider!r}, only {known}; '
-                'install the onnxruntime package that has it'
-            )
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        # Threads that spin while they wait take the cores from the other nodes (performance.md, section 6).
-        options.add_session_config_entry('session.intra_op.allow_spinning', '0')
-        options.log_severity_level = 3  # errors; they are raised as well
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(self.path), options, providers=[f'{provider}ExecutionProvider']
-            )
-        except Exception as error:  # the runtime raises a dozen unrelated types
-            raise BackendError(
-                f'{self.path} cannot be opened by onnxruntime {onnxruntime.__version__}: {error}'
-            ) from None
-        if f'{provider}ExecutionProvider' not in self._session.get_providers():
-            raise BackendError(
-                f"onnxruntime's provider {provider!r} does not start here; install its libraries "
-                "(for CUDA: pip install onnxruntime-gpu[cuda,cudnn]), or name provider 'CPU'"
-            )
-        self.inputs = {one.name: _port(one) for one in self._session.get_inputs()}
-        self.outputs = {one.name: _port(one) for one in self._session.get_outputs()}
-        self._names = list(self.outputs)
-
-    def run(
-        self, inputs: Mapping[str, np.ndarray], keep: Collection[str] = ()
-    ) -> dict[str, np.ndarray]:
-        """Return all outputs as arrays, the kept ones too."""
-        check_inputs(self.path.name, self.inputs, inputs)
-        try:
-            values = self._session.run(self._names, inputs)
-        except Exception as error:
-            raise BackendError(f'{self.path} failed: {error}') from None
-        return dict(zip(self._names, values, strict=True))
-
-    def hold(self, name: str, *parts: np.ndarray) -> np.ndarray:
-        """Return an input's value as an array in one piece, its parts joined along the input's dynamic axis."""
-        return np.concatenate(parts, join_axis(self.path.name, name, self.inputs[name], parts))
 
 
 def join_axis(graph: str, name: str, port: Port, parts: Sequence[np.ndarray | Resident]) -> int:
@@ -259,13 +193,6 @@ def join_axis(graph: str, name: str, port: Port, parts: Sequence[np.ndarray | Re
     if len(parts) > 1:
         raise ValueError(f'{graph}: {name} has no dynamic axis to join along')
     return 0
-
-
-def _port(value) -> Port:
-    if value.type not in _DTYPES:
-        raise BackendError(f'{value.name} is a {value.type}, which the engine does not handle')
-    shape = tuple(size if isinstance(size, int) else None for size in value.shape)
-    return Port(_DTYPES[value.type], shape)
 
 
 def _difference(expected: Sequence[str], actual: Sequence[str]) -> str:

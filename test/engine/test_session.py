@@ -54,6 +54,23 @@ def test_a_cache_is_held_in_one_piece(folder):
         decode.hold('skills', np.zeros(3, np.int64), np.zeros(3, np.int64))
 
 
+def test_memory_that_nobody_holds_is_used_again_and_what_is_held_never_changes(folder):
+    vision = session.open_session(folder / 'vision.onnx', threads=1)
+
+    def see(value):
+        return vision.run({'patches': np.full((3, 8, 1176), value, np.float32)})['embeds']
+
+    def address(array):
+        return array.__array_interface__['data'][0]
+
+    assert len({address(see(value)) for value in range(20)}) == 1  # nothing is allocated
+    held = [see(value) for value in range(4)]
+    assert len({address(one) for one in held}) == 4
+    for value in range(20):
+        see(value)
+    assert [one.mean().round(3) for one in held] == [0, 1, 2, 3]
+
+
 def test_auto_says_what_it_takes(caplog):
     caplog.set_level('INFO')
     assert session.choose_backend('auto') == 'onnxruntime'
