@@ -184,6 +184,7 @@ def _load(options) -> Policy:
 
 def _think(router: ViewRouter, driver: Driver, seen: Observation):
     router.reset()
+    driver.reset()  # or it would not look again at what it has just seen
     views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
     plan = driver.plan(views, seen.ego, seen.guidance)
     return plan.trajectory.xy.tobytes(), plan.skills, list(driver.reason())

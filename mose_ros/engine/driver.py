@@ -19,6 +19,7 @@ from mose_ros.engine.session import Resident
 
 CACHE = ('past_k', 'past_v')  # stay on the runtime's device, as far as there is one
 ACTION = 'action'  # beside the levels' names: whom `force` may name
+NARROW = 512  # decoder width below which a step of the flow, a dozen tokens, is slower on two threads than on one
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,12 +45,16 @@ class Driver:
         self._tokenizer = bundle.tokenizer()
         self._vision = bundle.session('vision')
         self._prefill = bundle.session('prefill')
-        self._action = bundle.session('action')
+        self._action = bundle.session('action', threads=1 if m.width < NARROW else None)
         self._decode = bundle.session('decode', threads=1)  # the slower lane keeps off the cores
         self._noise = np.asarray(m.noise, np.float32)[None]
         self._action_normalizer = m.action_normalizer()
         self._proprio_normalizer = m.proprio_normalizer()
         self._newest: Thought | None = None
+        self._seen: tuple[bytes, np.ndarray | Resident | None] = (
+            b'',
+            None,
+        )  # pixels, their features
 
     @property
     def thought(self) -> Thought:
@@ -59,8 +64,8 @@ class Driver:
         return self._newest
 
     def reset(self) -> None:
-        """Forget the newest plan."""
-        self._newest = None
+        """Forget the newest plan and what it has seen."""
+        self._newest, self._seen = None, (b'', None)
 
     def plan(
         self,
@@ -71,6 +76,8 @@ class Driver:
         force: Mapping[str, str] | None = None,
     ) -> Plan:
         """Answer what is seen with a trajectory and the chain of skills.
+
+        Views that are the last plan's, pixel for pixel, are not looked at again: their features are at hand.
 
         Args:
             force: level (or 'action') -> skill, instead of what the router would choose.
@@ -84,10 +91,14 @@ class Driver:
         overrides, action_override = self._overrides(force or {})
         code = self._proprio_normalizer.encode(action.proprio(ego, guidance))[None]
         ids, positions = self._prompt(views, ego, guidance)
-        patches = self._patches(views)
+        pixels = views.image.tobytes()
+        seen, embeds = self._seen
+        patches = None if pixels == seen else self._patches(views)
         clock.lap('preprocess')
 
-        embeds = self._vision.run({'patches': patches}, keep=('embeds',))['embeds']
+        if patches is not None:
+            embeds = self._vision.run({'patches': patches}, keep=('embeds',))['embeds']
+            self._seen = pixels, embeds
         clock.lap('vision')
 
         answer = self._prefill.run(

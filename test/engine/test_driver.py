@@ -8,6 +8,7 @@ import pytest
 from engine import bundles
 from mose_ros.core.bundle import BundleError
 from mose_ros.core.types import Command, EgoState, Guidance, Views
+from mose_ros.engine import onnxruntime_session
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
 
@@ -91,6 +92,21 @@ def test_any_number_of_views_is_taken(driver):
         assert whole_text(driver) == bundles.DARK
 
 
+def test_what_stays_on_a_device_gives_the_same_bits(bundle, driver, monkeypatch):
+    """The way of a GPU, over the runtime's memory of the CPU: values pass from graph to graph without the host."""
+    monkeypatch.setattr(onnxruntime_session, '_MEMORIES', {'CPU': 'cpu'})
+    resident = Driver(bundle)
+    monkeypatch.undo()
+    for views in (look(DARK), look(BRIGHT, names=('front', 'back', 'back_left')), noise()):
+        plan, want = (one.plan(views, EGO, AHEAD) for one in (resident, driver))
+        assert plan.trajectory.xy.tobytes() == want.trajectory.xy.tobytes()
+        assert plan.skills == want.skills
+        assert list(resident.reason()) == list(driver.reason())
+    assert isinstance(resident.thought.past_k, onnxruntime_session.DeviceValue)
+    assert isinstance(driver.thought.past_k, np.ndarray)
+    assert np.array_equal(resident.thought.past_k.numpy(), driver.thought.past_k)
+
+
 def test_the_same_input_gives_the_same_bits(bundle):
     plans = [Driver(bundle).plan(noise(), EGO, AHEAD) for _ in range(2)]
     assert plans[0].trajectory.xy.tobytes() == plans[1].trajectory.xy.tobytes()
@@ -118,6 +134,48 @@ def test_skills_can_be_forced(driver):
 def test_unknown_forced_skills_are_named(driver, force, message):
     with pytest.raises(ValueError, match=message):
         driver.plan(look(), EGO, AHEAD, force=force)
+
+
+# ---- what was seen already ----
+
+
+@pytest.fixture
+def looks(driver, monkeypatch):
+    """Return a list with one entry for each time that the driver has looked at pictures."""
+    run, looked = driver._vision.run, []
+
+    def counted(inputs, keep=()):
+        looked.append(inputs)
+        return run(inputs, keep)
+
+    monkeypatch.setattr(driver._vision, 'run', counted)
+    return looked
+
+
+def test_the_same_pictures_are_looked_at_once(bundle, driver, looks):
+    seen = noise()
+    driver.plan(seen, EGO, AHEAD)
+    later = dataclasses.replace(seen, time=9.0, image=seen.image.copy())
+    again = driver.plan(later, EGO, AHEAD, force={'planning': 'give_way'})
+    assert len(looks) == 1
+    anew = Driver(bundle).plan(later, EGO, AHEAD, force={'planning': 'give_way'})
+    assert again.trajectory.xy.tobytes() == anew.trajectory.xy.tobytes()
+    assert (again.skills, again.trajectory.time) == (anew.skills, 9.0)
+    assert list(again.timings_ms) == list(anew.timings_ms)
+    driver.reset()
+    driver.plan(seen, EGO, AHEAD)
+    assert len(looks) == 2
+
+
+def test_one_other_pixel_is_looked_at_whatever_the_stamp(driver, looks):
+    seen = noise()
+    driver.plan(seen, EGO, AHEAD)
+    seen.image[-1, -1, -1] ^= 1  # in the very array that was seen
+    driver.plan(seen, EGO, AHEAD)
+    assert len(looks) == 2
+    driver.plan(look(names=('front',)), EGO, AHEAD)
+    driver.plan(look(names=('front', 'back')), EGO, AHEAD)
+    assert len(looks) == 4
 
 
 # ---- text ----
@@ -153,6 +211,21 @@ def test_a_thought_outlives_newer_plans(driver):
     assert [*started, *words][-1] == bundles.DARK
     assert whole_text(driver) == bundles.BRIGHT
     assert whole_text(driver, thought) == bundles.DARK
+
+
+def test_a_thought_never_changes_whatever_is_planned_after_it(driver):
+    driver.plan(look(DARK), EGO, AHEAD)
+    thoughts = [driver.thought]
+    copies = [np.array(driver.thought.past_v)]
+    for index in range(12):
+        names = ('front', 'back', 'back_left')[: 1 + index % 3]
+        driver.plan(look((BRIGHT, DARK)[index % 2], names=names), EGO, AHEAD)
+        thoughts.append(driver.thought)
+        copies.append(np.array(driver.thought.past_v))
+        list(driver.reason())
+    for thought, copy in zip(thoughts, copies, strict=True):
+        assert np.array_equal(thought.past_v, copy)
+    assert not np.array_equal(copies[0], copies[1])
 
 
 def test_a_thought_is_read_only(driver):

@@ -77,6 +77,7 @@ def test_a_bundle_plans_and_reasons_as_on_onnx_runtime(machine, tmp_path, versio
         seen = scenery.grey(bundle.manifest)
         for _ in range(3):  # a plain run, a recorded one, a replayed one
             router.reset()
+            driver.reset()
             views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
             plan = driver.plan(views, seen.ego, seen.guidance)
             answers.append((plan.trajectory.xy.tobytes(), plan.skills, list(driver.reason())))
@@ -202,12 +203,16 @@ def test_a_plan_and_its_words_copy_only_what_is_new(machine, folder):
     seen = scenery.grey(bundle.manifest)
     views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
     thinker.plan(views, seen.ego, seen.guidance)
+    thinker.reset()
     driver.calls.clear()
     thinker.plan(views, seen.ego, seen.guidance)
     steps = bundle.manifest.num_steps
     assert (
         driver.calls['upload'] == 1 + 3 + 4 * steps
     )  # vision, prefill, action: no embeds, no cache
+    driver.calls.clear()
+    thinker.plan(views, seen.ego, seen.guidance, force={'planning': 'normal'})
+    assert driver.calls['upload'] == 3 + 4 * steps  # the same pictures are not looked at again
     driver.calls.clear()
     words = sum(1 for _ in thinker.reason())
     assert driver.calls['upload'] == 3 * words  # a token, its place, the skills
@@ -343,6 +348,7 @@ def test_the_shipped_bundle_runs_and_what_can_be_recorded_is(machine, caplog):
         seen = scenery.grey(bundle.manifest)
         for _ in range(2):
             router.reset()
+            thinker.reset()
             views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
             plan = thinker.plan(views, seen.ego, seen.guidance)
         answers.append((plan.trajectory.xy.tobytes(), plan.skills))
