@@ -13,6 +13,7 @@ EXTRAS = {  # room: what it needs beside the core
         'psutil',
     ],  # where ROS is not installed
     'engine': ['onnxruntime'],
+    'bag': ['rosbags'],  # platform:=bag bag:=...
     'sim': ['metadrive-simulator', 'tqdm'],
     'train': [
         'accelerate',
@@ -35,6 +36,7 @@ EXTRAS = {  # room: what it needs beside the core
         'hypothesis',
         'pytest',
         'pytest-timeout',
+        'rosbags',
         'ruff',
     ],
     'build': ['colcon-common-extensions', 'colcon-ros'],
@@ -86,6 +88,8 @@ setup(
             'simulator = mose_ros.nodes.simulator_node:main',
             'replay = mose_ros.nodes.replay_node:main',
             'doctor = mose_ros.nodes.doctor:main',
+            'bag = mose_ros.nodes.bag_node:main',
+            'engine = mose_ros.engine.__main__:main',
             'drive = mose_ros.nodes.drive:main',
             'train = mose_ros.training.__main__:main',
         ],

@@ -1,11 +1,22 @@
-"""Start the vehicle's nodes on a machine with ROS: ros2 launch mose_ros drive.launch.py --show-args"""
+"""Start the vehicle's nodes on a machine with ROS: ros2 launch mose_ros drive.launch.py --show-args
+
+Plain launch and launch_ros, as Humble has them. Arguments override config/<platform>.yaml; an empty one leaves it as it is.
+"""
 
 import os
+import re
+import tempfile
 from pathlib import Path
 
-from ament_index_python.packages import get_package_share_directory
+import yaml
+from ament_index_python.packages import get_package_prefix, get_package_share_directory
 from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    OpaqueFunction,
+    SetEnvironmentVariable,
+)
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
@@ -17,26 +28,106 @@ PLATFORMS = {  # platform: where odometry and route come from, whether time is s
     'vehicle': ('odometry', 'route', False, ''),
     'bag': ('odometry', 'route', True, ''),
 }
+FROM_CARLA = ('sim', 'carla_bridge', 'carla_native', 'leaderboard')
+YES_NO, AUTO_YES_NO = ['true', 'false'], ['auto', 'true', 'false']
+CONTROL = ['', 'sim', 'auto', 'carla', 'ackermann', 'ackermann_stamped', 'twist']
 ARGUMENTS = {  # name: default, choices, description
-    'platform': ('sim', list(PLATFORMS), 'what drives: our simulator, CARLA, a vehicle, or a bag'),
-    'namespace': ('mose', None, 'namespace of nodes and relative topics'),
-    'role_name': (
+    'platform': (
+        'sim',
+        list(PLATFORMS),
+        'what drives: our own simulator, CARLA over ros-bridge, CARLA over its native ROS 2, an agent of the '
+        'Leaderboard, a vehicle, or a recorded bag. Each has its config/<platform>.yaml (sim: drive.yaml)',
+    ),
+    'namespace': ('mose', None, 'namespace of our nodes and of all relative topics'),
+    'use_sim_time': (
+        'auto',
+        AUTO_YES_NO,
+        'take the time from /clock; auto: true for CARLA and bags, false for sim and vehicle',
+    ),
+    'params_file': (
         '',
         None,
-        'role of the vehicle in CARLA; empty: ego_vehicle, or hero where CARLA wants it',
+        'YAML file with ROS parameters that override config/<platform>.yaml; empty: none',
     ),
-    'use_sim_time': ('auto', ['auto', 'true', 'false'], 'time from /clock; auto: as the platform'),
-    'params_file': ('', None, 'ROS parameters that override those of config/'),
     'bundle': (
         '',
         None,
-        'folder of the exported network; empty: models/mose-tiny of this package',
+        'folder of the exported network; empty: models/mose-tiny, which this package ships',
     ),
-    'backend': ('auto', None, 'inference backend'),
-    'family': ('normal', None, 'scenario family of platform sim'),
-    'seed': ('1', None, 'seed of platform sim'),
-    'log_level': ('info', ['debug', 'info', 'warn', 'error'], 'what the nodes log'),
-    'autostart': ('true', ['true', 'false'], 'configure and activate the nodes at once'),
+    'backend': (
+        'auto',
+        ['auto', 'onnxruntime', 'tensorrt'],
+        'what runs the network; auto: TensorRT where it and a GPU are there, else ONNX Runtime',
+    ),
+    'precision': (
+        'auto',
+        ['auto', 'float32', 'float16', 'int8', 'int4'],
+        'precision that the bundle must have, else the nodes refuse it: it is chosen when the network is '
+        'exported; auto: whatever the bundle has',
+    ),
+    'build_only': (
+        'false',
+        YES_NO,
+        "build the bundle's TensorRT engines, which takes minutes and is kept, and end; nothing drives",
+    ),
+    'role_name': (
+        '',
+        None,
+        'role of the vehicle in CARLA, part of its topics; empty: hero for carla_native and leaderboard, else ego_vehicle',
+    ),
+    'cameras': (
+        '',
+        None,
+        "cameras that there are, as 'front,back'; with topics of their own as 'front=/cam0/image,back=/cam1/image'; "
+        'empty: the six of the rig, on the topics of config/<platform>.yaml',
+    ),
+    'odometry': ('', None, "topic of the vehicle's nav_msgs/Odometry; empty: as the platform"),
+    'route': ('', None, 'topic of the nav_msgs/Path to follow; empty: as the platform'),
+    'control_backend': (
+        '',
+        CONTROL,
+        'in whose words the vehicle is commanded; auto: carla_msgs where installed, else ackermann_msgs, else a '
+        'Twist; empty: as config/<platform>.yaml says',
+    ),
+    'autostart': (
+        'true',
+        YES_NO,
+        'configure and activate the nodes at once; false: a lifecycle manager of yours does, or `ros2 lifecycle set`',
+    ),
+    'use_respawn': (
+        'auto',
+        AUTO_YES_NO,
+        'start a node again, after a second, when its process ends; auto: true for CARLA and vehicle, else false',
+    ),
+    'log_level': ('info', ['debug', 'info', 'warn', 'error', 'fatal'], 'what the nodes log'),
+    'rviz': ('false', YES_NO, 'start rviz2 with config/mose.rviz'),
+    'record': (
+        'false',
+        None,
+        'true, or the folder of a new bag: record with `ros2 bag` what the nodes hear and say',
+    ),
+    'bag': (
+        '',
+        None,
+        'platform bag: the recording, which is then played as soon as the nodes are ready; empty: you play it '
+        '(docs/interfaces.md says how)',
+    ),
+    'bag_start': ('0.0', None, 'platform bag: seconds of the recording to leave out'),
+    'bag_rate': ('1.0', None, 'platform bag: how many times as fast as it was recorded'),
+    'enclave': (
+        '',
+        None,
+        'SROS2 enclave, as /mose: each node then has <enclave>/<node>, and security is enforced with the keys '
+        'of ROS_SECURITY_KEYSTORE; empty: no security',
+    ),
+    'fastdds_profile': (
+        'auto',
+        None,
+        'XML profile of Fast DDS for the nodes; auto: config/fastdds_shm.xml, with shared memory for large '
+        "pictures, unless FASTDDS_DEFAULT_PROFILES_FILE is set; none: Fast DDS's own transports",
+    ),
+    'family': ('normal', None, 'platform sim: scenario family, as `make drive` knows them'),
+    'seed': ('1', None, 'platform sim: same seed, same episode'),
 }
 
 
@@ -55,44 +146,36 @@ def generate_launch_description():
 
 
 def start(context):
-    """Return the actions for the values of the arguments."""
+    """Return the actions for the values of the arguments; RuntimeError names one that can't be."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     share = Path(get_package_share_directory('mose_ros'))
-    platform = given['platform']
-    odometry, route, has_clock, usual = PLATFORMS[platform]
+    platform, bundle = given['platform'], given['bundle'] or str(share / 'models' / 'mose-tiny')
+    if given['build_only'] == 'true':
+        engine = Path(get_package_prefix('mose_ros')) / 'lib' / 'mose_ros' / 'engine'
+        command = [str(engine), 'build', bundle, '--backend', given['backend']]
+        return [ExecuteProcess(cmd=command, output='screen')]
+    _, _, has_clock, usual = PLATFORMS[platform]
     role = given['role_name'] or usual
-    odometry, route = (topic.format(role=role) for topic in (odometry, route))
+    topics = {
+        name: given[name] or PLATFORMS[platform][index].format(role=role)
+        for index, name in enumerate(('odometry', 'route'))
+    }
     common = {
-        'use_sim_time': has_clock
-        if given['use_sim_time'] == 'auto'
-        else given['use_sim_time'] == 'true',
+        'use_sim_time': _is_yes(given['use_sim_time'], has_clock),
         'autostart': given['autostart'] == 'true',
     }
-    network = {
-        'bundle': given['bundle'] or str(share / 'models' / 'mose-tiny'),
-        'backend': given['backend'],
-    }
-    own = {'view_router': network, 'driver': network, 'controller': {}}
-    if platform == 'sim':
-        own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
-    if platform in ('carla_native', 'leaderboard'):
-        own['carla_state'] = {}
-    if role != usual:  # the files say the usual one
-        own['controller'] = {'role_name': role}
-        prefix = '' if platform == 'sim' else 'rgb_'
-        if usual:  # else nothing but the command goes to CARLA
-            topic = f'/carla/{role}/{prefix}{{camera}}/image'
-            own['view_router'] = {**network, 'camera_topic': topic}
-            own['driver'] = {**network, 'base_frame': role}
-        for name in own.keys() & {'simulator', 'carla_state'}:
-            own[name]['role_name'] = role
+    own = _parameters(given, platform, role, usual, bundle)
     config = 'drive.yaml' if platform == 'sim' else f'{platform}.yaml'
-    files = [str(share / 'config' / config), *filter(None, [given['params_file']])]
-    actions = []
-    if 'FASTDDS_DEFAULT_PROFILES_FILE' not in os.environ:
-        profile = str(share / 'config' / 'fastdds_shm.xml')
-        actions.append(SetEnvironmentVariable('FASTDDS_DEFAULT_PROFILES_FILE', profile))
+    files = [str(share / 'config' / config)]
+    if given['params_file']:
+        files.append(_file('params_file', given['params_file']))
+    can_respawn = platform not in ('sim', 'bag')
+    respawn = {'respawn': _is_yes(given['use_respawn'], can_respawn), 'respawn_delay': 1.0}
+    actions = _environment(given, share)
     for name, parameters in own.items():
+        arguments = ['--log-level', given['log_level']]
+        if given['enclave']:
+            arguments += ['--enclave', f'{given["enclave"].rstrip("/")}/{name}']
         actions.append(
             Node(
                 package='mose_ros',
@@ -101,8 +184,151 @@ def start(context):
                 namespace=given['namespace'],
                 output='screen',
                 parameters=[*files, {**common, **parameters}],
-                remappings=[('odometry', odometry), ('route', route)],
-                ros_arguments=['--log-level', given['log_level']],
+                remappings=list(topics.items()),
+                ros_arguments=arguments,
+                **(respawn if name not in ('simulator', 'bag') else {}),
             )
         )
+    if given['rviz'] == 'true':
+        base = own['driver'].get('base_frame') or _setting(files, 'driver', 'base_frame')
+        actions.append(_rviz(share, given['namespace'], topics, base, common['use_sim_time']))
+    if given['record'] != 'false':
+        camera = own['view_router'].get('camera_topics') or [
+            own['view_router'].get('camera_topic')
+            or _setting(files, 'view_router', 'camera_topic')
+        ]
+        wanted = [*camera, *topics.values(), *(_commands(role) if usual else [])]
+        actions.append(_record(given, wanted, common['use_sim_time']))
     return actions
+
+
+def _parameters(given, platform, role, usual, bundle):
+    """Return which nodes there are, and of each the parameters that the arguments say."""
+    network = {
+        'bundle': bundle,
+        'backend': given['backend'],
+        'precision': given['precision'],
+    }
+    own = {'view_router': dict(network), 'driver': dict(network), 'controller': {}}
+    if platform == 'sim':
+        own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
+    if platform in ('carla_native', 'leaderboard'):
+        own['carla_state'] = {}
+    if platform == 'bag' and given['bag']:
+        if not Path(given['bag']).exists():
+            raise RuntimeError(f'bag:={given["bag"]} does not exist')
+        own['bag'] = {
+            'bag': str(Path(given['bag']).resolve()),
+            'start_s': float(given['bag_start']),
+            'rate': float(given['bag_rate']),
+        }
+    if role != usual:  # the files say the usual one
+        own['controller']['role_name'] = role
+        prefix = '' if platform == 'sim' else 'rgb_'
+        if usual:  # else nothing but the command goes to CARLA
+            own['view_router']['camera_topic'] = f'/carla/{role}/{prefix}{{camera}}/image'
+            own['driver']['base_frame'] = role
+        for name in own.keys() & {'simulator', 'carla_state'}:
+            own[name]['role_name'] = role
+    if given['control_backend']:
+        own['controller']['control_backend'] = given['control_backend']
+    if given['cameras']:
+        own['view_router'].update(_cameras(given['cameras']))
+    if 'bag' in own:
+        for name in own['view_router'].keys() & {'cameras', 'camera_topic', 'camera_topics'}:
+            own['bag'][name] = own['view_router'][name]
+    return own
+
+
+def _cameras(text):
+    """Return the parameters for 'front,back' or 'front=/a,back=/b'."""
+    pairs = [one.strip().partition('=') for one in text.split(',')]
+    names = [name for name, _, _ in pairs]
+    topics = [topic for _, _, topic in pairs if topic]
+    if not all(names) or len(topics) not in (0, len(names)):
+        raise RuntimeError(
+            f"cameras:={text}: give names as 'front,back', or every one with its topic as 'front=/a,back=/b'"
+        )
+    return {'cameras': names, **({'camera_topics': topics} if topics else {})}
+
+
+def _is_yes(value, automatic):
+    return automatic if value == 'auto' else value == 'true'
+
+
+def _file(name, path):
+    if not Path(path).is_file():
+        raise RuntimeError(f'{name}:={path} is no file')
+    return path
+
+
+def _setting(files, node, name):
+    """Return what the parameters files say of one parameter of one node; the last file wins."""
+    found = ''
+    for path in files:
+        for key, section in (yaml.safe_load(Path(path).read_text()) or {}).items():
+            if key.rpartition('/')[2] == node:
+                found = section.get('ros__parameters', {}).get(name, found)
+    return found
+
+
+def _environment(given, share):
+    """Return the actions that set what DDS and SROS2 read."""
+    variables = {}
+    profile = given['fastdds_profile']
+    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
+    name = names[os.environ.get('ROS_DISTRO') == 'humble']  # whose Fast DDS knows the older one
+    if profile == 'auto':
+        if not any(one in os.environ for one in names):
+            variables[name] = str(share / 'config' / 'fastdds_shm.xml')
+    elif profile not in ('', 'none'):
+        variables[name] = str(Path(_file('fastdds_profile', profile)).resolve())
+    if given['enclave']:
+        if not given['enclave'].startswith('/'):
+            raise RuntimeError(f'enclave:={given["enclave"]} begins with a slash, as /mose')
+        if 'ROS_SECURITY_KEYSTORE' not in os.environ:
+            raise RuntimeError(
+                'enclave:= needs ROS_SECURITY_KEYSTORE: the folder that holds the keys'
+            )
+        variables.update(ROS_SECURITY_ENABLE='true', ROS_SECURITY_STRATEGY='Enforce')
+    return [SetEnvironmentVariable(name, value) for name, value in variables.items()]
+
+
+def _commands(role):
+    """Return the absolute topics that the controller's backends publish to."""
+    names = ('vehicle_control_cmd', 'ackermann_cmd', 'ackermann_control_cmd', 'twist')
+    return [f'/carla/{role}/{name}' for name in names]
+
+
+def _record(given, topics, is_simulated):
+    """Return the recorder of what the nodes hear and say: all of our namespace, and their inputs wherever they are."""
+    namespace = given['namespace'].strip('/')
+    patterns = [f'/{namespace}/.*', '/diagnostics', '/tf', '/tf_static', '/rosout']
+    for topic in topics:
+        if topic.startswith('/'):  # else it lies in our namespace
+            patterns.append('[^/]+'.join(map(re.escape, topic.split('{camera}'))))
+    command = ['ros2', 'bag', 'record', '--regex', f'^({"|".join(patterns)})$']
+    if given['record'] != 'true':
+        command += ['--output', given['record']]
+    if is_simulated:  # else the bag would be stamped by another clock than its messages
+        command.append('--use-sim-time')
+    return ExecuteProcess(cmd=command, output='screen')
+
+
+def _rviz(share, namespace, topics, base_frame, is_simulated):
+    """Return rviz2 with our display, in which namespace, topics and frame are filled in."""
+    text = (share / 'config' / 'mose.rviz').read_text()
+    namespace = namespace.strip('/')
+    values = {'NAMESPACE': f'/{namespace}', 'FRAME': base_frame}
+    for name, topic in topics.items():
+        values[name.upper()] = topic if topic.startswith('/') else f'/{namespace}/{topic}'
+    for name, value in values.items():
+        text = text.replace(f'@{name}@', value)
+    with tempfile.NamedTemporaryFile('w', prefix='mose_', suffix='.rviz', delete=False) as file:
+        file.write(text)
+    return Node(
+        package='rviz2',
+        executable='rviz2',
+        arguments=['-d', file.name],
+        parameters=[{'use_sim_time': is_simulated}],
+    )

@@ -1,7 +1,8 @@
 """The managed node that all nodes of mose_ros are: lifecycle with autostart, heartbeat, diagnostics, throttled logs.
 
 A node says what happens in `configure`, `activate`, `deactivate` and `cleanup`; they may raise. rclpy swallows exceptions of
-transitions, so they are logged and reported here. Knows nothing of driving.
+transitions, so they are logged and reported here: a failed configure leaves the node unconfigured, any other failure takes it
+there, silent and freed. What was opened since `configure` is closed after `cleanup`. Knows nothing of driving.
 """
 
 import signal
@@ -9,8 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
@@ -18,19 +20,24 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy import lifecycle
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
-from rclpy.lifecycle import TransitionCallbackReturn
+from rclpy.lifecycle import LifecyclePublisher, TransitionCallbackReturn
+from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.signals import SignalHandlerOptions
+from rclpy.timer import Timer
 from std_msgs.msg import Float64, Header
+from std_srvs.srv import SetBool, Trigger
 
 from mose_ros.nodes.conversions import to_stamp
-from mose_ros.nodes.parameters import changed, declare, parameter
+from mose_ros.nodes.parameters import changed, declare, parameter, refusal
 
+T = TypeVar('T')
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 SENSOR = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 NEWEST = QoSProfile(depth=1)  # reliable, volatile
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 HEARTBEAT_S = 0.1
+POLL_S = 0.005  # the executor is held so long at a time while a thread works for a service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,8 @@ class ManagedNode(lifecycle.Node):
         super().__init__(name, **options)
         self.parameters = declare(self, kind)
         self.state = 'unconfigured'
+        self.is_enabled = True
+        self._opened_before: set = set()
         self._health: dict[str, DiagnosticStatus] = {}
         self._logged: dict[str, float] = {}
         self._heartbeat = self.create_publisher(Header, '~/heartbeat', 10)
@@ -60,6 +69,8 @@ class ManagedNode(lifecycle.Node):
         self.create_timer(HEARTBEAT_S, self._beat, clock=self.steady)
         self.create_timer(1.0, self._publish_health, clock=self.steady)
         self.add_on_set_parameters_callback(self._set_parameters)
+        self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
+        self.create_service(Trigger, '~/reset', self._on_reset)
         self._autostart = (
             self.create_timer(0.0, self._start, clock=self.steady)
             if self.parameters.autostart
@@ -80,6 +91,9 @@ class ManagedNode(lifecycle.Node):
     def cleanup(self) -> None:
         """Give back what `configure` took, as far as it got; may be called more than once."""
 
+    def reset(self) -> None:
+        """Forget what was seen and done so far, as at the start of a drive."""
+
     def may_activate(self) -> bool:
         """Say whether autostart may go from configured to active."""
         return True
@@ -89,7 +103,7 @@ class ManagedNode(lifecycle.Node):
     @property
     def is_active(self) -> bool:
         """Say whether outputs are wanted."""
-        return self.state == 'active'
+        return self.state == 'active' and self.is_enabled
 
     def now(self) -> float:
         """Return the node's clock in seconds: wall time, or simulation time with use_sim_time."""
@@ -119,9 +133,10 @@ class ManagedNode(lifecycle.Node):
         logger = self.get_logger()
         logger.error(f'{key}: {message}') if error else logger.warning(f'{key}: {message}')
 
-    def debug(self, **milliseconds: float) -> None:
-        """Publish figures as debug/<name>, in milliseconds."""
-        for name, value in milliseconds.items():
+    def debug(self, *, stages: Mapping[str, float] | None = None, **milliseconds: float) -> None:
+        """Publish figures as debug/<name>, those of stages as debug/processing_time/<stage>_ms; all in milliseconds."""
+        deeper = {f'processing_time/{name}_ms': ms for name, ms in (stages or {}).items()}
+        for name, value in {**milliseconds, **deeper}.items():
             if name not in self._debug:
                 topic = f'~/debug/{name}'
                 self._debug[name] = self.create_publisher(Float64, topic, SENSOR)
@@ -138,18 +153,41 @@ class ManagedNode(lifecycle.Node):
 
         return call
 
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what takes long in a thread of its own, while the executor goes on; for callbacks of services.
+
+        Polled, since a coroutine that waits for a rclpy future is resumed again and again without a pause.
+        """
+        done = threading.Event()
+        answer: list = []
+
+        def run():
+            try:
+                answer.append(work())
+            except Exception as error:
+                answer.append(error)
+            done.set()
+
+        threading.Thread(target=run, name='service', daemon=True).start()
+        while not done.wait(POLL_S):
+            await _Pause()
+        if isinstance(answer[0], Exception):
+            raise answer[0]
+        return answer[0]
+
     def close(self) -> None:
         """Leave in order, from any state."""
-        for step in (self.deactivate, self.cleanup):
+        self.state = 'finalized'
+        for step in (self.deactivate, self._cleanup):
             try:
                 step()
             except Exception:
                 self.get_logger().error(traceback.format_exc())
-        self.state = 'finalized'
 
     # ---- the machinery ----
 
     def on_configure(self, state):
+        self._opened_before = set(self._entities())
         return self._transition(
             'configure', self.configure, super().on_configure, state, 'inactive'
         )
@@ -164,7 +202,9 @@ class ManagedNode(lifecycle.Node):
         )
 
     def on_cleanup(self, state):
-        return self._transition('cleanup', self.cleanup, super().on_cleanup, state, 'unconfigured')
+        return self._transition(
+            'cleanup', self._cleanup, super().on_cleanup, state, 'unconfigured'
+        )
 
     def on_shutdown(self, state):
         self.close()
@@ -186,14 +226,36 @@ class ManagedNode(lifecycle.Node):
             detail = str(error) if expected else traceback.format_exc()
             self.report('lifecycle', ERROR, f'{name} failed: {error}')
             self.get_logger().error(f'{name} failed: {detail}')
-            if name == 'configure':
-                self.cleanup()
+            if name != 'configure':
+                return TransitionCallbackReturn.ERROR  # on_error follows
+            self._cleanup()
             return TransitionCallbackReturn.FAILURE
+        if name in ('deactivate', 'cleanup'):  # what was true while it ran is true no more
+            self._health = {}
         self.state = target
         took = time.perf_counter() - started
         self.report('lifecycle', OK, f'{target}')
         self.get_logger().info(f'{name}: now {target}, after {took:.2f} s')
         return TransitionCallbackReturn.SUCCESS
+
+    def _cleanup(self) -> None:
+        self.cleanup()
+        self._debug = {}
+        for one in [one for one in self._entities() if one not in self._opened_before]:
+            if isinstance(one, LifecyclePublisher):
+                self.destroy_lifecycle_publisher(one)
+            elif isinstance(one, Publisher):
+                self.destroy_publisher(one)
+            elif isinstance(one, Timer):
+                self.destroy_timer(one)
+            else:
+                self.destroy_subscription(one)
+
+    def _entities(self):
+        """Yield what is open; the clock of simulated time is ROS's own and comes and goes with a parameter."""
+        yield from self.publishers
+        yield from self.timers
+        yield from (one for one in self.subscriptions if one.topic_name != '/clock')
 
     def _start(self) -> None:
         if self.state == 'unconfigured':
@@ -214,12 +276,50 @@ class ManagedNode(lifecycle.Node):
         msg.header.stamp = to_stamp(self.now())
         self._diagnostics.publish(msg)
 
+    def _on_set_enabled(self, request, response):
+        self.is_enabled = request.data
+        self.report('enabled', OK if request.data else WARN, _ENABLED[request.data])
+        response.success, response.message = True, f'{self.state}, {_ENABLED[request.data]}'
+        return response
+
+    def _on_reset(self, request, response):
+        response.success = self.state in ('inactive', 'active')
+        if response.success:
+            self.reset()
+        response.message = 'forgotten' if response.success else f'it is {self.state}'
+        return response
+
+    def set_parameters(self, parameter_list):
+        """Set parameters one by one, as rclpy does; a refusal names the range and the remedy."""
+        results = zip(super().set_parameters(parameter_list), parameter_list, strict=True)
+        return [self._explained(result, [one]) for result, one in results]
+
+    def set_parameters_atomically(self, parameter_list):
+        """Set parameters all or none, as rclpy does; a refusal names the range and the remedy."""
+        return self._explained(super().set_parameters_atomically(parameter_list), parameter_list)
+
+    def _explained(self, result, given) -> SetParametersResult:
+        if not result.successful:
+            reasons = [refusal(self.parameters, one.name, one.value) for one in given]
+            result.reason = '; '.join(filter(None, reasons)) or result.reason
+        return result
+
     def _set_parameters(self, given) -> SetParametersResult:
         try:
             self.parameters = changed(self.parameters, {one.name: one.value for one in given})
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
         return SetParametersResult(successful=True)
+
+
+_ENABLED = {True: 'enabled', False: 'disabled by set_enabled'}
+
+
+class _Pause:
+    """Gives the executor a turn."""
+
+    def __await__(self):
+        yield
 
 
 def run_node(

@@ -6,6 +6,7 @@ the node does not have is an error, since a misspelt parameter that is ignored i
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -81,6 +82,27 @@ def changed(parameters: P, changes: Mapping[str, Any]) -> P:
     return dataclasses.replace(parameters, **known)
 
 
+def refusal(parameters: Any, name: str, value: Any) -> str:
+    """Return why a running node does not take this value and what to do; nothing where all seems well."""
+    fields = {field.name: field for field in dataclasses.fields(parameters)}
+    if name not in fields:  # ROS's own
+        return ''
+    field = fields[name]
+    if not field.metadata['live']:
+        return f'{name!r} is read when the node starts: give it in the params_file and start again'
+    try:
+        _check_choice(field, value)
+    except ValueError as error:
+        return str(error)
+    return f'{name!r} can not be {value!r}: expected {_expected(field)}'
+
+
+def _expected(field: dataclasses.Field) -> str:
+    low, high = field.metadata['minimum'], field.metadata['maximum']
+    limits = '' if low is None and high is None else f' in {low}..{high}'
+    return f'{type(field.default).__name__}{limits} ({field.metadata["description"]})'
+
+
 def _overrides(node: Node) -> dict[str, Parameter]:
     # rclpy has no public way to see overrides of parameters that were not declared
     return node._parameter_overrides
@@ -101,17 +123,18 @@ def _declare_one(node: Node, field: dataclasses.Field) -> Any:
     is_whole = override is not None and override.type_ is Parameter.Type.INTEGER
     if is_whole and isinstance(default, float):  # `5` in YAML where 5.0 is meant
         _overrides(node)[name] = Parameter(name, value=float(override.value))
-    empty = isinstance(default, tuple) and not default  # rclpy can't tell the type of []
+    is_list = isinstance(default, tuple)
+    is_emptied = is_list and override is not None and not override.value
+    if is_emptied:  # rclpy can't tell the type of [] and takes it for bytes; not set is as good
+        del _overrides(node)[name]
+    empty = is_list and (is_emptied or not default)
     start = Parameter.Type.STRING_ARRAY if empty else default
     try:
         value = node.declare_parameter(name, start, descriptor(field)).value
     except (InvalidParameterTypeException, InvalidParameterValueException) as error:
         given = override.value if override is not None else default
-        low, high = field.metadata['minimum'], field.metadata['maximum']
-        limits = '' if low is None and high is None else f' in {low}..{high}'
         raise ValueError(
-            f'{node.get_name()}: parameter {name!r} can not be {given!r}: expected '
-            f'{type(default).__name__}{limits} ({field.metadata["description"]})'
+            f'{node.get_name()}: parameter {name!r} can not be {given!r}: expected {_expected(field)}'
         ) from error
     if isinstance(default, tuple):
         value = tuple(value or ())
@@ -124,6 +147,8 @@ def _declare_one(node: Node, field: dataclasses.Field) -> Any:
 
 def _check_choice(field: dataclasses.Field, value: Any) -> None:
     choices = field.metadata['choices']
+    if isinstance(value, float) and not math.isfinite(value):  # no range of ROS keeps NaN out
+        raise ValueError(f'parameter {field.name!r} can not be {value}')
     if choices and value not in choices:
         raise ValueError(
             f'parameter {field.name!r} can not be {value!r}; choose one of {", ".join(choices)}'

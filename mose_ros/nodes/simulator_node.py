@@ -216,9 +216,11 @@ class SimulatorNode(ManagedNode):
         done = time.perf_counter()
         self.debug(
             processing_time_ms=1e3 * (done - started),
-            step_ms=1e3 * (stepped - started),
-            render_ms=1e3 * (drawn - stepped),
-            publish_ms=1e3 * (done - drawn),
+            stages={
+                'step': 1e3 * (stepped - started),
+                'render': 1e3 * (drawn - stepped),
+                'publish': 1e3 * (done - drawn),
+            },
         )
         outcome = self._world.outcome
         if outcome.done or self._frames % 5 == 1:

@@ -9,27 +9,24 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Float32MultiArray
 
+from mose_ros.core.pictures import PictureCheck
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.view_router import MODES, ViewRouter
 from mose_ros.nodes import conversions, images
 from mose_ros.nodes.bearings import Bearings, NotReady
-from mose_ros.nodes.lifecycle import ERROR, OK, SENSOR, WARN, ManagedNode, NodeParameters, run_node
+from mose_ros.nodes.camera_health import CameraHealth
+from mose_ros.nodes.lifecycle import ERROR, OK, SENSOR, WARN, run_node
+from mose_ros.nodes.network import NetworkNode, NetworkParameters, give_back_memory
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.worker import Worker
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViewRouterParameters(NodeParameters):
+class ViewRouterParameters(NetworkParameters):
     """Parameters of the view router."""
 
-    bundle: str = parameter('models/mose-tiny', 'folder of the exported bundle')
-    backend: str = parameter(
-        'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
-    )
-    engines: str = parameter('', "folder for what TensorRT builds; empty: the user's cache")
-    threads: int = parameter(1, 'threads of one inference', minimum=1, maximum=64)
     mode: str = parameter('learned', 'how candidate views are chosen', choices=MODES)
     force_view: str = parameter('', 'a camera that is always looked at')
     cameras: tuple[str, ...] = parameter(CAMERAS, 'names of the cameras that there are')
@@ -57,68 +54,85 @@ class ViewRouterParameters(NodeParameters):
     )
 
 
-class ViewRouterNode(ManagedNode):
+class ViewRouterNode(NetworkNode):
     """Chooses views at each new frame of the anchor camera."""
 
     def __init__(self, **options):
         super().__init__('view_router', ViewRouterParameters, **options)
-        self._worker = self._bearings = None
-        self._subscriptions_of_cameras = []
+        self._router = self._worker = self._bearings = None
 
     def configure(self) -> None:
         p = self.parameters
         topics = p.camera_topics or tuple(p.camera_topic.format(camera=name) for name in p.cameras)
         if len(topics) != len(p.cameras):
             raise ValueError(f'{len(topics)} camera_topics for {len(p.cameras)} cameras')
-        bundle = Bundle.open(p.bundle, backend=p.backend, threads=p.threads, engines=p.engines)
-        self._router = ViewRouter(bundle, mode=p.mode, force_view=p.force_view)
+        self._router = self.open()
         known, self._anchor = self._router.manifest.cameras, self._router.manifest.anchor
-        if self._anchor not in p.cameras:
-            raise ValueError(f'cameras lack the anchor {self._anchor!r} of the bundle')
         for name in set(p.cameras) - set(known):
             self.log('cameras', f'{name} is not known to the bundle and not looked at')
-        self._warm_up()
         self._views = self.create_lifecycle_publisher(Image, 'views', QoSProfile(depth=2))
         self._weights = self.create_lifecycle_publisher(Float32MultiArray, 'view_weights', 2)
         self._frames: dict[str, Image | CompressedImage] = {}
         self._arrived = threading.Condition()
         self._last = -1.0  # stamp of the newest anchor frame
+        self._looked = 0.0  # when the last views were published
+        self._cameras = {name: CameraHealth() for name in p.cameras if name in known}
+        self._checks = {name: PictureCheck() for name in self._cameras}
         self._bearings = Bearings(self, p.odometry_tolerance_s)
         self._worker = Worker('look', self._look, self._failed)
         kind = Image if p.transport == 'raw' else CompressedImage
         for name, topic in zip(p.cameras, topics, strict=True):
             if name in known:
-                hear = self._listener(name)
-                self._subscriptions_of_cameras.append(
-                    self.create_subscription(kind, topic, hear, SENSOR)
-                )
+                self.create_subscription(kind, topic, self._listener(name), SENSOR)
+
+    def deactivate(self) -> None:
+        if self._worker:
+            self._worker.clear()
 
     def cleanup(self) -> None:
         if self._worker:
             self._worker.close()
             self._bearings.close()
-            self._router = self._worker = self._bearings = None
-        for subscription in self._subscriptions_of_cameras:
-            self.destroy_subscription(subscription)
-        self._subscriptions_of_cameras.clear()
+        self._router = self._worker = self._bearings = None
+        self._frames = {}
+        give_back_memory()
 
-    def _warm_up(self) -> None:
-        """Look once at nothing, so that the first frame finds memory and threads ready."""
+    def load(self, bundle: Bundle) -> ViewRouter:
+        """Open the view router and look once at nothing, so that the first frame finds memory and threads ready."""
+        p = self.parameters
+        router = ViewRouter(bundle, mode=p.mode, force_view=p.force_view)
+        manifest = router.manifest
+        if manifest.anchor not in p.cameras:
+            raise ValueError(f'cameras lack the anchor {manifest.anchor!r} of the bundle')
+        if self._router and manifest.cameras != self._router.manifest.cameras:
+            raise ValueError(
+                f'{bundle.folder} knows other cameras ({", ".join(manifest.cameras)}): '
+                'clean up and configure the node instead'
+            )
         black = np.zeros((144, 256, 3), np.uint8)
         ahead = Guidance(near=np.zeros(2), far=np.zeros(2), command=Command.FOLLOW)
         ego = EgoState(x=0.0, y=0.0, yaw=0.0, speed=0.0)
-        self._router.select(0.0, dict.fromkeys(self._router.manifest.cameras, black), ego, ahead)
-        self._router.reset()
+        router.select(0.0, dict.fromkeys(manifest.cameras, black), ego, ahead)
+        router.reset()
+        return router
+
+    def take(self, loaded: ViewRouter) -> None:
+        self._router, self._anchor = loaded, loaded.manifest.anchor
+
+    def reset(self) -> None:
+        self._forget()
 
     def _listener(self, name: str):
-        is_anchor = name == self._anchor
+        health = self._cameras[name]
 
         def hear(msg):
+            stamp = conversions.seconds(msg.header.stamp)
+            health.heard(stamp, self.now())
             with self._arrived:
                 self._frames[name] = msg
                 self._arrived.notify_all()
-            if is_anchor and self.is_active:
-                self._on_anchor(conversions.seconds(msg.header.stamp))
+            if name == self._anchor and self.is_active:
+                self._on_anchor(stamp)
 
         return hear
 
@@ -135,22 +149,22 @@ class ViewRouterNode(ManagedNode):
     def _forget(self) -> None:
         with self._arrived:
             anchor = self._frames.get(self._anchor)
-            self._frames = {self._anchor: anchor}
+            self._frames = {} if anchor is None else {self._anchor: anchor}
         self._router.reset()
         self._bearings.clear()
 
     def _look(self, stamp: float) -> None:
         """Answer one frame of the anchor; runs in the worker."""
-        p, started = self.parameters, time.perf_counter()
+        p, router, started = self.parameters, self._router, time.perf_counter()
         with self._arrived:
             self._arrived.wait_for(lambda: self._is_complete(stamp), p.sync_wait_s)
             frames = dict(self._frames)
         self._bearings.wait(stamp, p.sync_wait_s)
         waited = time.perf_counter()
         ego, guidance = self._bearings.at(stamp)
-        pictures = self._decode(frames, stamp)
+        pictures = self._decode(frames, stamp, router.manifest.cameras, (ego.x, ego.y))
         decoded = time.perf_counter()
-        views = self._router.select(stamp, pictures, ego, guidance)
+        views = router.select(stamp, pictures, ego, guidance)
         age = self.now() - stamp
         if age > p.max_age_s:
             self.report('views', WARN, f'{age:.2f} s old, not published')
@@ -160,13 +174,26 @@ class ViewRouterNode(ManagedNode):
         self._views.publish(conversions.views_to_msg(views, frames[self._anchor].header.stamp))
         self._weights.publish(conversions.weights_to_msg(views))
         done = time.perf_counter()
-        self.report('views', OK, 'published')
+        cycle, self._looked = done - self._looked, done
+        self.report(
+            'views',
+            OK,
+            'published',
+            views=','.join(views.names),
+            age_ms=round(1e3 * age, 1),
+            dropped=self._worker.dropped,
+        )
         self.debug(
             input_age_ms=1e3 * (age - (done - started)),
+            pipeline_latency_ms=1e3 * age,
+            cyclic_time_ms=1e3 * cycle,
             processing_time_ms=1e3 * (done - started),
-            wait_ms=1e3 * (waited - started),
-            decode_ms=1e3 * (decoded - waited),
-            route_ms=1e3 * (done - decoded),
+            stages={
+                'wait': 1e3 * (waited - started),
+                'decode': 1e3 * (decoded - waited),
+                'route': 1e3 * (done - decoded),
+                'total': 1e3 * (done - started),
+            },
         )
 
     def _is_complete(self, stamp: float) -> bool:
@@ -175,7 +202,7 @@ class ViewRouterNode(ManagedNode):
         ages = (stamp - conversions.seconds(msg.header.stamp) for msg in self._frames.values())
         return all(age <= p.slop_s or age > p.camera_timeout_s for age in ages)
 
-    def _decode(self, frames: dict, stamp: float) -> dict:
+    def _decode(self, frames: dict, stamp: float, known: tuple[str, ...], place) -> dict:
         """Return the pictures that serve; the others are masked and reported, one diagnostic each."""
         read = (
             images.image_from_msg
@@ -184,8 +211,9 @@ class ViewRouterNode(ManagedNode):
         )
         pictures = {}
         for name in self.parameters.cameras:
-            if name not in self._router.manifest.cameras:
+            if name not in known:
                 continue
+            health = self._cameras[name]
             try:
                 if name not in frames:
                     raise NotReady('no picture yet')
@@ -193,13 +221,18 @@ class ViewRouterNode(ManagedNode):
                 age = stamp - conversions.seconds(msg.header.stamp)
                 if abs(age) > self.parameters.camera_timeout_s:
                     raise NotReady(f'the picture is {age:.2f} s old' if age < 1e4 else 'is lost')
-                pictures[name] = read(msg)
-                self.report(f'camera {name}', OK, 'arrives')
+                picture = read(msg)
+                health.seen(picture)
+                note = self._checks[name].check(picture, place)
+                level, said, more = (WARN, note, {}) if note else (OK, 'arrives', {})
+                pictures[name] = picture
             except NotReady as error:
-                self.report(f'camera {name}', WARN, 'masked: no new picture', detail=error)
+                level, said, more = WARN, 'masked: no new picture', {'detail': error}
             except ValueError as error:
                 level = ERROR if name == self._anchor else WARN
-                self.report(f'camera {name}', level, f'masked: {error}')
+                said, more = f'masked: {error}', {}
+            values = health.values(stamp)
+            self.report(f'camera {name}', level, said, **values, **more)
         return pictures
 
     def _failed(self, error: Exception) -> None:

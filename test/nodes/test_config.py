@@ -1,9 +1,6 @@
-"""Each parameters file loads into each node's declared parameters, and the launch file uses each argument that it declares."""
+"""Each parameters file loads into each node's declared parameters, and CARLA's files are what the rig says."""
 
-import ast
 import json
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -13,6 +10,7 @@ from rclpy.node import Node
 
 from mose_ros.core.carla import LINCOLN, WHEEL_ANGLE
 from mose_ros.nodes import (
+    bag_node,
     carla_objects,
     carla_state_node,
     controller_node,
@@ -31,6 +29,7 @@ KINDS = {
     'simulator': simulator_node.SimulatorParameters,
     'carla_state': carla_state_node.CarlaStateParameters,
     'replay': replay_node.ReplayParameters,
+    'bag': bag_node.BagParameters,
 }
 FILES = sorted(
     path for path in (ROOT / 'config').glob('*.yaml') if not path.name.startswith('skills')
@@ -52,112 +51,6 @@ def test_every_file_fits_every_node(path, name):
     assert {section.rpartition('/')[2] for section in sections} <= KINDS.keys()
     for key, value in sections.get(f'/**/{name}', {}).get('ros__parameters', {}).items():
         assert getattr(read, key) == (tuple(value) if isinstance(value, list) else value)
-
-
-# ---- the launch file ----
-
-
-USED_OF_LAUNCH = ['LaunchDescription', 'DeclareLaunchArgument', 'OpaqueFunction']
-USED_OF_LAUNCH += ['SetEnvironmentVariable', 'LaunchConfiguration', 'Node']
-
-
-class StandIn:
-    """Takes the place of an action or substitution of launch where that is not installed: keeps what it was given."""
-
-    def __init__(self, *args, **kwargs):
-        self.args, self.kwargs = args, kwargs
-
-    def perform(self, context):
-        return context[self.args[0]]
-
-
-def load_launch_file(monkeypatch):
-    try:
-        import launch
-        import launch_ros  # noqa: F401
-
-        is_real = hasattr(launch, 'LaunchDescription')
-    except ImportError:
-        is_real = False
-    if not is_real:
-        for name in [
-            'launch',
-            'launch.actions',
-            'launch.substitutions',
-            'launch_ros',
-            'launch_ros.actions',
-        ]:
-            module = types.ModuleType(name)
-            for one in USED_OF_LAUNCH:
-                setattr(module, one, StandIn)
-            monkeypatch.setitem(sys.modules, name, module)
-    module = types.ModuleType('drive_launch')
-    exec(
-        compile((ROOT / 'launch/drive.launch.py').read_text(), 'drive.launch.py', 'exec'),
-        module.__dict__,
-    )
-    module.get_package_share_directory = lambda name: str(ROOT)
-    return module, is_real
-
-
-def test_every_argument_is_declared_described_and_used(monkeypatch):
-    module, _ = load_launch_file(monkeypatch)
-    tree = ast.parse((ROOT / 'launch/drive.launch.py').read_text())
-    used = {
-        node.slice.value
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Subscript) and getattr(node.value, 'id', '') == 'given'
-    }
-    assert used == set(module.ARGUMENTS)
-    assert all(len(text) > 10 for _, _, text in module.ARGUMENTS.values())
-    module.generate_launch_description()
-
-
-PLATFORMS = ['sim', 'carla_bridge', 'carla_native', 'leaderboard', 'vehicle', 'bag']
-EXTRA = {  # beside view_router, driver and controller
-    'sim': {'simulator'},
-    'carla_native': {'carla_state'},
-    'leaderboard': {'carla_state'},
-}
-
-
-@pytest.mark.parametrize('platform', PLATFORMS)
-def test_each_platform_starts_its_nodes_with_files_that_exist(monkeypatch, platform):
-    module, is_real = load_launch_file(monkeypatch)
-    if is_real:
-        from launch import LaunchContext
-
-        context = LaunchContext()
-        given = {name: default for name, (default, _, _) in module.ARGUMENTS.items()}
-        context.launch_configurations.update({**given, 'platform': platform})
-        nodes = [action for action in module.start(context) if hasattr(action, 'node_package')]
-        assert len(nodes) == 3 + len(EXTRA.get(platform, ()))
-        return
-    given = {name: default for name, (default, _, _) in module.ARGUMENTS.items()}
-    actions = module.start({**given, 'platform': platform})
-    nodes = {one.kwargs['name']: one.kwargs for one in actions if 'package' in one.kwargs}
-    assert nodes.keys() == {'view_router', 'driver', 'controller'} | EXTRA.get(platform, set())
-    for name, node in nodes.items():
-        *files, own = node['parameters']
-        assert all(Path(file).is_file() for file in files)
-        known = {*KINDS[name].__dataclass_fields__, 'use_sim_time'}
-        assert own.keys() <= known
-        assert own['use_sim_time'] == (platform not in ('sim', 'vehicle'))
-
-
-@pytest.mark.parametrize('platform', ['carla_bridge', 'carla_native', 'leaderboard'])
-def test_another_role_reaches_topics_frames_and_nodes(monkeypatch, platform):
-    module, is_real = load_launch_file(monkeypatch)
-    if is_real:
-        pytest.skip('launch is installed: its nodes hide their parameters')
-    given = {name: default for name, (default, _, _) in module.ARGUMENTS.items()}
-    actions = module.start({**given, 'platform': platform, 'role_name': 'car7'})
-    nodes = {one.kwargs['name']: one.kwargs for one in actions if 'package' in one.kwargs}
-    for name, node in nodes.items():
-        own, remapped = node['parameters'][-1], dict(node['remappings'])
-        assert 'car7' in str(own)
-        assert remapped['odometry'] == '/carla/car7/odometry'
-        assert name != 'view_router' or own['camera_topic'] == '/carla/car7/rgb_{camera}/image'
 
 
 # ---- CARLA's files ----

@@ -35,6 +35,7 @@ def test_defaults_and_overrides_come_back_typed(context):
     )  # a whole number is a float too
     assert given == Example(size=2.0, names=('x', 'y'), mode='b') and isinstance(given.size, float)
     assert declared(context, size=0.5)[0] != Example()
+    assert declared(context, names=[])[0] == Example()  # ROS takes it for bytes
 
 
 def test_descriptors_say_what_a_parameter_is(context):
@@ -49,6 +50,7 @@ def test_descriptors_say_what_a_parameter_is(context):
         ({'sice': 1.0}, "unknown parameter 'sice'; did you mean 'size'"),
         ({'size': 3.0}, "'size' can not be 3.0: expected float in 0.0..2.0"),
         ({'size': 'big'}, "'size' can not be 'big'"),
+        ({'size': float('nan')}, "'size' can not be nan"),
         ({'count': 0}, "'count' can not be 0"),
         ({'mode': 'c'}, 'choose one of a, b'),
     ],
@@ -77,4 +79,16 @@ def test_live_parameters_change_and_the_others_do_not(context):
     assert not node.set_parameters([autostart])[0].successful and node.parameters.autostart
     assert not node.set_parameters([Parameter('log_period_s', value=-1.0)])[0].successful
     assert node.parameters.log_period_s == 0.5
+    node.destroy_node()
+
+
+def test_a_refusal_names_the_range_and_the_remedy(context):
+    node = ManagedNode('live', NodeParameters, context=context)
+    [fixed, low, kind] = node.set_parameters(overrides(autostart=False, log_period_s=-1.0)) + [
+        node.set_parameters_atomically(overrides(log_period_s='long'))
+    ]
+    assert "'autostart' is read when the node starts: give it in the params_file" in fixed.reason
+    assert "'log_period_s' can not be -1.0: expected float in 0.0..None" in low.reason
+    assert "can not be 'long': expected float" in kind.reason
+    assert not (fixed.successful or low.successful or kind.successful)
     node.destroy_node()
