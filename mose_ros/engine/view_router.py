@@ -130,14 +130,14 @@ class ViewRouter:
         """Return a camera's frames from the oldest to the newest, `frame_gap` apart; the newest for one never seen."""
         m, frames = self.manifest, self._history[name]
         if not vision.shows_past(name, m.history, m.fixed_views):
-            return np.stack([frames[-1][1]] * m.view_frames)
+            return [frames[-1][1]] * m.view_frames
         chosen = []
         for slot in reversed(range(m.view_frames)):
             age = slot * m.frame_gap
             when, frame = min(frames, key=lambda stored: abs(time - stored[0] - age))
             is_near = abs(time - when - age) <= GAP_TOLERANCE * m.frame_gap + 1e-6
             chosen.append(frame if is_near else frames[-1][1])
-        return np.stack(chosen)
+        return chosen
 
     def _choose(self, newest, code):
         m = self.manifest

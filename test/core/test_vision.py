@@ -103,6 +103,17 @@ def test_a_height_that_is_no_such_multiple_is_refused(views, frames):
         vision.split_views(np.zeros((24, 6, 3), np.uint8), views, frames)
 
 
+def test_a_glance_is_the_normalised_thumbnails_bit_for_bit():
+    random = np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (48, 96, 3), np.uint8) for name in ('front', 'back')}
+    thumbnails, _ = vision.glance(images, ('front', 'left', 'back'), 24, 12)
+    for index, name in ((0, 'front'), (2, 'back')):
+        expected = vision.normalize(vision.resize(images[name], 24, 12)).transpose(2, 0, 1)
+        assert thumbnails[index].tobytes() == expected.tobytes()
+    assert thumbnails[1].tobytes() != thumbnails[0].tobytes()
+    assert (thumbnails[1] == 0).all()
+
+
 def test_a_glance_shows_who_is_there():
     white, black = np.full((20, 40, 3), 255, np.uint8), np.zeros((20, 40, 3), np.uint8)
     cameras = ('front', 'left', 'back')
