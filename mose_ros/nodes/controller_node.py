@@ -110,6 +110,11 @@ class ControllerNode(ManagedNode):
             self.destroy_subscription(subscription)
         self._heard = []
 
+    @property
+    def is_active(self) -> bool:
+        """Say whether commands are wanted: disabled, it brakes, since silence would let the car roll on."""
+        return self.state == 'active'
+
     # ---- hearing ----
 
     def _guard(self, what: str, callback):
@@ -188,6 +193,8 @@ class ControllerNode(ManagedNode):
         if self._is_stop_asked:
             reason = 'an emergency stop is asked for'
             found.append(Fault(severity=Severity.EMERGENCY, reason=reason))
+        if not self.is_enabled:
+            found.append(Fault(severity=Severity.STOP, reason='disabled by set_enabled'))
         if 'odometry' in self._broken:
             found.append(Fault(severity=Severity.STOP, reason=self._broken['odometry']))
         silent = self._pursuit.silence(now)

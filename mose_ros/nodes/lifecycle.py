@@ -139,7 +139,7 @@ class ManagedNode(lifecycle.Node):
         for name, value in {**milliseconds, **deeper}.items():
             if name not in self._debug:
                 topic = f'~/debug/{name}'
-                self._debug[name] = self.create_publisher(Float64, topic, SENSOR)
+                self._debug[name] = self.create_publisher(Float64, topic, NEWEST)
             self._debug[name].publish(Float64(data=float(value)))
 
     def guarded(self, what: str, callback: Callable) -> Callable:
@@ -239,7 +239,12 @@ class ManagedNode(lifecycle.Node):
         return TransitionCallbackReturn.SUCCESS
 
     def _cleanup(self) -> None:
-        self.cleanup()
+        try:
+            self.cleanup()
+        finally:
+            self._close_opened()
+
+    def _close_opened(self) -> None:
         self._debug = {}
         for one in [one for one in self._entities() if one not in self._opened_before]:
             if isinstance(one, LifecyclePublisher):
