@@ -164,7 +164,7 @@ def judge_stream(
         found.append(Finding(level='warning', what=topic, says=says, remedy=remedy))
     if lost > LOST_SHARE:
         remedy = (
-            'start its publisher with the profile of config/fastdds_shm.xml too, or send compressed '
+            'start its publisher with config/fastdds_cameras.xml, or send compressed '
             'pictures (docs/vehicle.md, "Large pictures")'
         )
         says = f'{100 * lost:.0f} % of its stamps are missing'

@@ -81,7 +81,7 @@ def _default_bundle() -> Path:
     return near if near.exists() else Path(sys.prefix) / 'share/mose_ros/models/mose-tiny'
 
 
-def _config(name: str) -> Path:
+def find_config(name: str) -> Path:
     """Return a file of config/: beside the package, or in the share folder of an installation."""
     places = [ROOT / 'config' / name]
     places += [parent / 'share/mose_ros/config' / name for parent in ROOT.parents]
@@ -142,7 +142,7 @@ def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
     lock = DomainLock(domain)
     os.environ['ROS_DOMAIN_ID'] = str(lock.number)
     is_local = os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST') == 'LOCALHOST'
-    profile = _config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
+    profile = find_config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
     folder = Path(tempfile.mkdtemp(prefix='mose_ros_drive_'))
     processes = Processes(folder)
@@ -163,7 +163,7 @@ def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
 
 def _start(options, processes: Processes, folder: Path) -> None:
     """Start all nodes at once; the simulator waits for the others by itself."""
-    parameters = ['--params-file', str(_config('drive.yaml'))]
+    parameters = ['--params-file', str(find_config('drive.yaml'))]
     if options.params_file:
         parameters += ['--params-file', str(Path(options.params_file).resolve())]
     common = ['--ros-args', '-r', f'__ns:={NAMESPACE}', *parameters]
@@ -216,7 +216,7 @@ def _watch(options, manifest, processes, stop, started) -> None:
             executor.shutdown(timeout_sec=1.0)
             monitor.destroy_node()
         if options.json:
-            _write_json(options.json, show.result)
+            write_json(options.json, show.result)
         show.summary()
     finally:
         rclpy.try_shutdown()
@@ -390,7 +390,8 @@ def _versions() -> dict:
     return found
 
 
-def _write_json(path: str, result: dict) -> None:
+def write_json(path: str, result: dict) -> None:
+    """Write figures beside the file, then put them in its place."""
     partial = Path(f'{path}.partial')
     partial.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
     os.replace(partial, path)

@@ -23,6 +23,8 @@ MIN_FREE = 2 * 2**30  # bytes of a disk
 MIN_FILES = 1024
 MIN_SOCKET = 2**21  # bytes that a UDP socket may buffer: one frame of a camera at least
 MOMENTS = 3  # that a segment holds: one written, one read, one in waiting
+PIECE = 65500  # bytes of a message of Fast DDS; larger ones are cut
+QUEUE = 512  # pieces that may wait, unless a profile says otherwise
 PARTICIPANTS = 5  # processes of a drive
 PACKAGES = {  # what: distributions that bring it, the first that is there counts
     'rclpy': ('ros-rclpy', 'rclpy'),
@@ -50,7 +52,7 @@ def examine(
         _jetpack(root),
         *_middleware(environment),
         *_profile(environment, moment),
-        *_shared_memory(root, environment),
+        *_shared_memory(root, environment, moment),
         *_limits(root),
         *_disks(folders or {}),
     ]
@@ -139,22 +141,26 @@ def _middleware(environment: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
-def read_segment(path: str | Path) -> int:
-    """Return the bytes of the shared-memory segment that a profile gives each process; ValueError if it has none."""
+def read_profile(path: str | Path) -> tuple[int, int]:
+    """Return bytes of the shared-memory segment and pieces of the queue that a profile gives a process; ValueError if none."""
     try:
         tree = ElementTree.parse(path)
     except (OSError, ElementTree.ParseError) as error:
         raise ValueError(f'{path} can not be read as a profile: {error}') from None
-    sizes = [node.text for node in tree.iter() if node.tag.rpartition('}')[2] == 'segment_size']
-    if not sizes or not str(sizes[0]).strip().isdecimal():
+    texts = {node.tag.rpartition('}')[2]: str(node.text).strip() for node in tree.iter()}
+    segment, queue = texts.get('segment_size', ''), texts.get('port_queue_capacity', str(QUEUE))
+    if not (segment.isdecimal() and queue.isdecimal()):
         raise ValueError(f'{path} sets no shared-memory segment')
-    return int(str(sizes[0]))
+    return int(segment), int(queue)
 
 
 def _profile(environment: Mapping[str, str], moment: int) -> list[Finding]:
-    what, fitting = 'profile', 'config/fastdds_shm.xml of this package'
+    what = 'profile'
     paths = {environment[name] for name in PROFILES if environment.get(name)}
-    remedy = f'set {" and ".join(PROFILES)} to {fitting} for every process that sends pictures'
+    remedy = (
+        f'set {" and ".join(PROFILES)} to config/fastdds_shm.xml of this package, and to '
+        'fastdds_cameras.xml for whoever sends pictures'
+    )
     if not paths:
         says = "no profile is set here: Fast DDS's segment of 512 KiB loses large pictures"
         return [Finding(level='warning', what=what, says=says, remedy=remedy)]
@@ -163,19 +169,19 @@ def _profile(environment: Mapping[str, str], moment: int) -> list[Finding]:
         return [Finding(level='error', what=what, says=says, remedy=remedy)]
     path = paths.pop()
     try:
-        segment = read_segment(path)
+        segment, queue = read_profile(path)
     except ValueError as error:
         return [Finding(level='error', what=what, says=str(error), remedy=remedy)]
-    if segment < MOMENTS * moment:
-        says = (
-            f'{path}: a segment of {segment / 2**20:.0f} MiB, and {MOMENTS} moments of all cameras '
-            f'are {MOMENTS * moment / 2**20:.0f} MiB'
-        )
-        return [Finding(level='error', what=what, says=says, remedy=remedy)]
-    return [Finding(level='ok', what=what, says=f'{path}: {segment / 2**20:.0f} MiB a process')]
+    pieces = moment // PIECE
+    if queue < MOMENTS * pieces:
+        says = f'{path}: {queue} pieces may wait, and a moment of all cameras is {pieces}'
+        more = f'set port_queue_capacity to {MOMENTS * pieces} or more, here and for the cameras'
+        return [Finding(level='error', what=what, says=says, remedy=more)]
+    says = f'{path}: {segment / 2**20:.0f} MiB a process, {queue} pieces may wait'
+    return [Finding(level='ok', what=what, says=says)]
 
 
-def _shared_memory(root: Path, environment: Mapping[str, str]) -> list[Finding]:
+def _shared_memory(root: Path, environment: Mapping[str, str], moment: int) -> list[Finding]:
     folder = root / 'dev/shm'
     if not folder.is_dir():
         remedy = 'mount a tmpfs there; in a container: --ipc=host'
@@ -185,12 +191,13 @@ def _shared_memory(root: Path, environment: Mapping[str, str]) -> list[Finding]:
     for name in PROFILES:
         if environment.get(name):
             try:
-                needed = PARTICIPANTS * read_segment(environment[name])
+                needed = PARTICIPANTS * read_profile(environment[name])[0]
             except ValueError:
                 continue  # told of the profile itself
+    needed += MOMENTS * moment  # of whoever sends the pictures
     says = f'{size.free / 2**20:.0f} of {size.total / 2**20:.0f} MiB are free'
     if size.free < needed:
-        says += f', {PARTICIPANTS} processes may want {needed / 2**20:.0f}'
+        says += f', the processes may want {needed / 2**20:.0f}'
         remedy = (
             'docker run --ipc=host (or --shm-size 2g); on the host: mount -o remount,size=2G /dev/shm; '
             'leftovers of dead processes: fastdds shm clean'

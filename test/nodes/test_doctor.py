@@ -254,7 +254,8 @@ def test_small_pictures_are_told():
 
 def profile(folder, size, name='p.xml'):
     path = folder / name
-    path.write_text(f'<a xmlns="urn:x"><b><segment_size>{size}</segment_size></b></a>')
+    inner = f'<segment_size>{size}</segment_size><port_queue_capacity>90</port_queue_capacity>'
+    path.write_text(f'<a xmlns="urn:x"><b>{inner}</b></a>')
     return str(path)
 
 
@@ -304,8 +305,8 @@ def test_profiles_are_held_against_the_pictures(tmp_path):
             'profile'
         ]
 
-    assert level(2**20, **{machine.PROFILES[0]: path}) == 'ok'
-    assert level(2**21, **{machine.PROFILES[0]: path}) == 'error'
+    assert level(20 * machine.PIECE, **{machine.PROFILES[0]: path}) == 'ok'
+    assert level(40 * machine.PIECE, **{machine.PROFILES[0]: path}) == 'error'
     assert level(0) == 'warning'
     other = profile(tmp_path, 2**20, 'other.xml')
     assert level(0, **dict(zip(machine.PROFILES, (path, other), strict=True))) == 'error'
