@@ -184,7 +184,7 @@ class Manifest:
             raise BundleError(f'{folder} is no bundle: it has no {MANIFEST}{hint}')
         try:
             data = json.loads(path.read_text(encoding='utf-8'))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise BundleError(
                 f'{path} is not JSON ({error}); fetch or export the bundle again'
             ) from None

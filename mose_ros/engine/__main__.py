@@ -23,7 +23,7 @@ from mose_ros.engine.policy import Policy
 from mose_ros.engine.scenery import Scenery, grey
 from mose_ros.engine.view_router import MODES, ViewRouter
 
-ERRORS = (ValueError, OSError, session.BackendError, FloatingPointError)
+ERRORS = (ValueError, OSError, MemoryError, session.BackendError, FloatingPointError)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,6 +5,7 @@ nobody holds them: nothing is copied, and once warm nothing is allocated. Bindin
 win nothing there (docs/performance.md). On a GPU what is kept stays there.
 """
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -22,7 +23,9 @@ _DTYPES = {
     'tensor(bool)': np.dtype(np.bool_),
 }
 _MEMORIES = {'CUDA': 'cuda'}  # provider -> its memory, where that is not the host's
-_NO_MEMORY = ('bad_alloc', 'failed to allocate', 'cannot allocate memory', 'not enough memory')
+_NO_MEMORY = re.compile(
+    'std::bad_alloc|failed to allocate|cannot allocate|out of memory|not enough memory', re.I
+)
 
 
 class DeviceValue:
@@ -147,8 +150,11 @@ def _port(value) -> Port:
 
 
 def _explain(error: Exception, remedy: str = '') -> str:
-    """Return what went wrong and what to do about it."""
-    said = str(error) or type(error).__name__
-    if isinstance(error, MemoryError) or any(word in said.lower() for word in _NO_MEMORY):
-        remedy = 'no memory is left: stop other programs, or take fewer views or a smaller bundle'
+    """Return what went wrong in one line, and what to do about it."""
+    said = ' '.join(str(error).split()) or type(error).__name__
+    said = re.sub(r'^\[ONNXRuntimeError\] : \d+ : \w+ : ', '', said)
+    lack = _NO_MEMORY.search(said)
+    if lack or isinstance(error, MemoryError):
+        said = f'no memory is left ({said[lack.start() :] if lack else said})'
+        remedy = 'stop other programs, or take fewer views or a smaller bundle'
     return f'{said}; {remedy}' if remedy else said

@@ -1,6 +1,8 @@
 """The engine refuses a bundle that is not what its manifest or the contract says."""
 
 import json
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from engine import bundles
 from mose_ros.core.bundle import BundleError, sha256
 from mose_ros.core.prompt import word_tokenizer
+from mose_ros.engine import scenery
 from mose_ros.engine.bundle import Bundle, contract
 from mose_ros.engine.policy import Policy
 
@@ -83,6 +86,49 @@ def test_graphs_that_the_manifest_does_not_describe_are_refused(folder, changes,
     bundles.make_manifest(**changes).save(folder)
     with pytest.raises(BundleError, match=message):
         Policy.load(folder)
+
+
+@pytest.mark.parametrize(
+    'text', ['', '{"name": "known"', '[' * 100_000, '[]', '\0\0\0\0', '<html>404</html>']
+)
+def test_a_manifest_that_is_none_is_refused(folder, text):
+    (folder / 'manifest.json').write_text(text)
+    with pytest.raises(BundleError, match='manifest.json .*; fetch or export the bundle again'):
+        Policy.load(folder)
+
+
+AS_ON_THE_VEHICLE = """
+import json, pathlib, sys
+from mose_ros.core.bundle import BundleError, Manifest
+path, refused = pathlib.Path(sys.argv[1]), []
+good = json.loads(path.read_text())
+for name in good:
+    for value in [None, 5, 0, -1.5, 'front', [], ['front', 'front'], {'a': 1}, [[[]]], 1e300]:
+        path.write_text(json.dumps(good | {name: value}))
+        try: Manifest.load(path.parent)
+        except BundleError: refused.append(name)
+print(*sorted(set(good) - set(refused)))
+"""
+
+
+def test_whatever_a_field_of_the_manifest_holds_it_is_taken_or_refused(folder):
+    """Any other error is a bug. Where annotations are checked, as in tests, they would answer in place of our checks."""
+    command = [sys.executable, '-c', AS_ON_THE_VEHICLE, str(folder / 'manifest.json')]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    taken = done.stdout.split()
+    assert 'name' in taken and not {'cameras', 'levels', 'noise', 'files', 'anchor'} & set(taken)
+
+
+def test_running_a_bundle_writes_nothing(folder):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in folder.rglob('*')}
+
+    before = files()
+    policy = Policy.load(folder, threads=1)
+    policy.plan(scenery.grey(policy.manifest))
+    assert list(policy.reason())
+    assert files() == before
 
 
 def test_a_graph_without_an_input_of_the_contract_is_refused(folder):

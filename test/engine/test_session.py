@@ -1,5 +1,11 @@
+import shutil
+import subprocess
+import sys
+
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from engine import bundles
 from mose_ros.engine import session
@@ -87,12 +93,132 @@ def test_a_missing_provider_is_named_with_those_that_are_there(folder):
         session.open_session(folder / 'vision.onnx', provider='ROCM')
 
 
-def test_files_that_cannot_be_opened_are_named(folder, tmp_path):
+def changed(folder, change):
+    """Return the bytes of vision.onnx after a change of its model."""
+    model = onnx.load(folder / 'vision.onnx')
+    change(model)
+    return model.SerializeToString()
+
+
+def forget(model):
+    model.graph.node[0].op_type = 'Telepathy'
+
+
+DAMAGE = {  # what befalls files -> what is then said
+    'empty': (lambda folder: b'', 'No graph was found'),
+    'truncated': (lambda folder: (folder / 'vision.onnx').read_bytes()[:100], 'parsing failed'),
+    'foreign': (lambda folder: b'<html>404 Not Found</html>', 'parsing failed'),
+    'future opset': (
+        lambda folder: changed(folder, lambda m: setattr(m.opset_import[0], 'version', 99)),
+        'Opset 99 is under development',
+    ),
+    'future format': (
+        lambda folder: changed(folder, lambda m: setattr(m, 'ir_version', 99)),
+        'Unsupported model IR version: 99',
+    ),
+    'unknown operator': (lambda folder: changed(folder, forget), 'Telepathy'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGE)
+def test_a_damaged_graph_is_one_line_with_file_and_remedy(folder, tmp_path, damage, capfd):
+    make, said = DAMAGE[damage]
+    path = tmp_path / 'damaged.onnx'
+    path.write_bytes(make(folder))
+    with pytest.raises(session.BackendError) as error:
+        session.open_session(path)
+    message = str(error.value)
+    assert message.startswith(f'{path} cannot be opened by onnxruntime ')
+    assert said in message and '\n' not in message
+    assert message.endswith('; fetch or export the bundle again, or install a newer onnxruntime')
+    assert capfd.readouterr() == ('', '')  # once is enough
+
+
+def test_weights_that_are_missing_or_truncated_are_named(folder, tmp_path):
+    path = shutil.copy(folder / 'decode.onnx', tmp_path)
+    with pytest.raises(session.BackendError, match='decode.onnx cannot be .*weights.bin'):
+        session.open_session(path)
+    weights = (folder / 'weights.bin').read_bytes()
+    (tmp_path / 'weights.bin').write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(session.BackendError, match='decode.onnx cannot be .*export the bundle'):
+        session.open_session(path)
+    (tmp_path / 'weights.bin').write_bytes(weights)
+    assert session.open_session(path).inputs.keys() == {
+        *('input_ids', 'position_ids', 'past_k', 'past_v', 'skills')
+    }
+
+
+def test_a_graph_or_a_number_of_threads_that_is_not_there(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match='nowhere.onnx is missing'):
         session.open_session(tmp_path / 'nowhere.onnx')
-    truncated = tmp_path / 'truncated.onnx'
-    truncated.write_bytes((folder / 'vision.onnx').read_bytes()[:100])
-    with pytest.raises(session.BackendError, match='truncated.onnx cannot be opened'):
-        session.open_session(truncated)
     with pytest.raises(ValueError, match='threads must be at least 1, not 0'):
         session.open_session(folder / 'vision.onnx', threads=0)
+
+
+# ---- out of memory ----
+
+
+def save(path, node, inputs, outputs, initializers=()):
+    graph = helper.make_graph(
+        [helper.make_node(*node)],
+        'graph',
+        [helper.make_tensor_value_info(*one) for one in inputs],
+        [helper.make_tensor_value_info(*one) for one in outputs],
+        initializer=initializers,
+    )
+    opset = helper.make_opsetid('', 20)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=10)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_run_without_memory_says_so_and_the_next_one_answers(tmp_path):
+    path = save(
+        tmp_path / 'greedy.onnx',
+        ('ConstantOfShape', ['size'], ['zeros']),
+        [('size', TensorProto.INT64, [1])],
+        [('zeros', TensorProto.FLOAT, ['n'])],
+    )
+    greedy = session.open_session(path, threads=1)
+    with pytest.raises(session.BackendError) as error:
+        greedy.run({'size': np.array([1 << 44])})
+    assert f'{path} failed: no memory is left (Failed to allocate memory' in str(error.value)
+    assert str(error.value).endswith(
+        'stop other programs, or take fewer views or a smaller bundle'
+    )
+    assert greedy.run({'size': np.array([3])})['zeros'].tolist() == [0, 0, 0]
+
+
+OPEN_IN_LITTLE_MEMORY = """
+import resource, sys
+from mose_ros.engine import session
+import onnxruntime
+used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, 2 * (used + (64 << 20),))
+try: session.open_session(sys.argv[1], threads=1)
+except session.BackendError as error: sys.exit(f'error: {error}')
+"""
+
+
+@pytest.mark.parametrize(('megabytes', 'fits'), [(1, True), (512, False)])
+def test_weights_that_do_not_fit_into_memory_are_an_error(tmp_path, megabytes, fits):
+    size = megabytes << 20
+    weights = TensorProto(name='weights', data_type=TensorProto.FLOAT, dims=[size // 4])
+    weights.data_location = TensorProto.EXTERNAL
+    for key, value in (('location', 'weights.bin'), ('offset', '0'), ('length', str(size))):
+        weights.external_data.add(key=key, value=value)
+    with open(tmp_path / 'weights.bin', 'wb') as file:
+        file.truncate(size)  # all holes: it takes no room on the disk
+    path = save(
+        tmp_path / 'heavy.onnx',
+        ('Add', ['x', 'weights'], ['y']),
+        [('x', TensorProto.FLOAT, [1])],
+        [('y', TensorProto.FLOAT, [size // 4])],
+        [weights],
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', OPEN_IN_LITTLE_MEMORY, str(path)], capture_output=True, text=True
+    )
+    assert done.returncode == (0 if fits else 1), done.stderr
+    assert ('no memory is left' in done.stderr) is not fits
+    assert (f'error: {path} cannot be opened' in done.stderr) is not fits
