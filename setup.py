@@ -89,6 +89,7 @@ setup(
             'replay = mose_ros.nodes.replay_node:main',
             'doctor = mose_ros.nodes.doctor:main',
             'delivery = mose_ros.nodes.delivery:main',
+            'policy = mose_ros.nodes.policy:main',
             'bag = mose_ros.nodes.bag_node:main',
             'cycles = mose_ros.nodes.cycles:main',
             'engine = mose_ros.engine.__main__:main',
