@@ -22,7 +22,6 @@ from mose_ros.core.types import EgoState, Trajectory
 
 STANDING_MPS = 0.15
 ROLLING_MPS = 0.5  # faster than that the car no longer stands, whatever was thought
-RELAPSE_S = 15.0  # a stop so soon after the last one doubles the time that it takes to trust again
 MAX_PATIENCE = 8  # times the usual time, at most
 
 # ---- faults and the state machine ----
@@ -62,12 +61,19 @@ class SafetyMachine:
     """Follows the faults over time: gets worse at once, better only after a while without faults.
 
     A stop is left directly for NORMAL or DEGRADED: after `recover_after_s` without a fault that asks for one while the car
-    still rolls, after `restart_after_s` once it stands. Each stop that follows another within RELAPSE_S doubles that time, so
+    still rolls, after `restart_after_s` once it stands. Each stop within `relapse_s` of the end of another doubles that time, so
     that a loose contact doesn't make the car creep.
     """
 
-    def __init__(self, *, hard_after_s: float, recover_after_s: float, restart_after_s: float):
-        self._hard_after_s = hard_after_s
+    def __init__(
+        self,
+        *,
+        hard_after_s: float,
+        recover_after_s: float,
+        restart_after_s: float,
+        relapse_s: float,
+    ):
+        self._hard_after_s, self._relapse_s = hard_after_s, relapse_s
         self._recover_after_s, self._restart_after_s = recover_after_s, restart_after_s
         self.reset()
 
@@ -119,7 +125,7 @@ class SafetyMachine:
 
     def _stop(self, now, severity, speed) -> None:
         if self.state in DRIVING:
-            is_relapse = now - self._recovered_at < RELAPSE_S
+            is_relapse = now - self._recovered_at < self._relapse_s
             self._patience = min(2 * self._patience, MAX_PATIENCE) if is_relapse else 1
             self._stopping_since = now
         lasts = now - self._stopping_since >= self._hard_after_s
@@ -202,8 +208,13 @@ def motion_of(trajectory: Trajectory) -> Motion:
     """Return the derivatives of a plan at the middles of its windows of WINDOW_S.
 
     Points of a network scatter by centimetres, which second differences turn into several m/s^2; so each window is fitted
-    by a cubic in least squares (Savitzky and Golay, 1964).
+    by a cubic in least squares (Savitzky and Golay, 1964). Absurdly far points give what no limit lets through.
     """
+    with np.errstate(over='ignore', invalid='ignore'):
+        return _motion_of(trajectory)
+
+
+def _motion_of(trajectory: Trajectory) -> Motion:
     points = np.vstack([np.zeros((1, 2)), trajectory.xy])
     size = min(len(points), max(5, 2 * round(0.5 * WINDOW_S / trajectory.dt) + 1))
     times = (np.arange(size) - 0.5 * (size - 1)) * trajectory.dt
@@ -329,10 +340,10 @@ class OdometryCheck:
 # ---- what others say ----
 
 
-def camera_faults(health: Mapping[str, Severity]) -> list[Fault]:
-    """Return a fault for each camera that is not well: camera -> how bad its loss is."""
+def camera_faults(health: Mapping[str, tuple[Severity, str]]) -> list[Fault]:
+    """Return a fault for each camera that is not well: camera -> how bad that is, and what is said of it."""
     return [
-        Fault(severity=severity, reason=f'camera {name} is not seen')
-        for name, severity in sorted(health.items())
+        Fault(severity=severity, reason=f'camera {name}: {said}')
+        for name, (severity, said) in sorted(health.items())
         if severity > Severity.NONE
     ]

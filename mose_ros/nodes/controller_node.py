@@ -24,7 +24,16 @@ from mose_ros.core.types import VehicleCommand
 from mose_ros.nodes import conversions
 from mose_ros.nodes.bearings import ODOMETRY
 from mose_ros.nodes.controller_parameters import ControllerParameters
-from mose_ros.nodes.lifecycle import ERROR, LATCHED, OK, SENSOR, WARN, ManagedNode, run_node
+from mose_ros.nodes.lifecycle import (
+    ERROR,
+    LATCHED,
+    NEWEST,
+    OK,
+    SENSOR,
+    WARN,
+    ManagedNode,
+    run_node,
+)
 from mose_ros.nodes.vehicle_command import open_backend
 
 TICK_S = 0.05
@@ -56,6 +65,7 @@ class ControllerNode(ManagedNode):
             hard_after_s=p.hard_after_s,
             recover_after_s=p.recover_after_s,
             restart_after_s=p.restart_after_s,
+            relapse_s=p.relapse_s,
         )
         self._pursuit = Pursuit(max_jump_m=p.max_odometry_jump)
         self._early_s = EARLY_SIMULATED_S if self._is_simulated else EARLY_S
@@ -76,7 +86,9 @@ class ControllerNode(ManagedNode):
                 depth,
             ),
             hear(Odometry, 'odometry', guard('odometry', self._on_odometry), ODOMETRY),
+            # latched by a switch, volatile from `ros2 topic pub`: both are heard
             hear(Bool, 'emergency_stop', self._on_emergency_stop, LATCHED),
+            hear(Bool, 'emergency_stop', self._on_emergency_stop, NEWEST),
             hear(DiagnosticArray, '/diagnostics', self._on_diagnostics, QoSProfile(depth=20)),
         ]
         for name in p.watch:
@@ -93,7 +105,7 @@ class ControllerNode(ManagedNode):
         self._stamp = Time()  # of the plan
         self._deceleration = 0.0  # m/s^2 of the last command
         self._broken: dict[str, str] = {}  # input -> what is wrong with its newest message
-        self._cameras: dict[str, Severity] = {}
+        self._cameras: dict[str, tuple[Severity, str]] = {}
         self._acted, self._said = self._data_time(), ''
         self._beats = dict.fromkeys(self.parameters.watch, time.monotonic())
 
@@ -150,7 +162,8 @@ class ControllerNode(ManagedNode):
             node, _, what = status.name.partition(': ')
             if what.startswith('camera ') and self._is_watched(node):
                 camera = what.removeprefix('camera ')
-                self._cameras[camera] = SEVERITIES.get(status.level, Severity.STOP)
+                severity = SEVERITIES.get(status.level, Severity.STOP)
+                self._cameras[camera] = (severity, status.message)
 
     def _is_watched(self, node: str) -> bool:
         namespace, _, name = f'/{node}'.rpartition('/')

@@ -66,6 +66,9 @@ class ControllerParameters(NodeParameters):
     restart_after_s: float = parameter(
         1.0, 's without fault until a car that was stopped drives off', minimum=0.0, maximum=60.0
     )
+    relapse_s: float = parameter(
+        15.0, 's after a stop in which another doubles these times', minimum=0.0, maximum=600.0
+    )
     degraded_speed: float = parameter(
         6.0, 'm/s beyond which a degraded car gains no speed', minimum=0.0, maximum=60.0, live=True
     )

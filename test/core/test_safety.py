@@ -13,7 +13,7 @@ from mose_ros.core.types import EgoState, Trajectory
 
 LIMITS = TrajectoryLimits()
 TICK = 0.05
-DEGRADE = Fault(severity=Severity.DEGRADE, reason='camera back is not seen')
+DEGRADE = Fault(severity=Severity.DEGRADE, reason='camera back: masked')
 STOP = Fault(severity=Severity.STOP, reason='no heartbeat of driver for 0.22 s')
 EMERGENCY = Fault(severity=Severity.EMERGENCY, reason='there is no way left')
 
@@ -22,7 +22,8 @@ EMERGENCY = Fault(severity=Severity.EMERGENCY, reason='there is no way left')
 
 
 def machine(is_driving=True):
-    made = SafetyMachine(hard_after_s=1.0, recover_after_s=0.3, restart_after_s=1.0)
+    times = {'hard_after_s': 1.0, 'recover_after_s': 0.3, 'restart_after_s': 1.0}
+    made = SafetyMachine(**times, relapse_s=15.0)
     if is_driving:
         assert made.update(0.0, [], 0.0, True) is State.NORMAL
     return made
@@ -134,9 +135,9 @@ def test_silence_degrades_first_and_stops_next(silent, limit, grace):
 
 
 def test_cameras_that_are_well_are_no_faults():
-    health = {'front': Severity.NONE, 'left': Severity.DEGRADE, 'back': Severity.NONE}
+    health = {'front': (Severity.NONE, 'arrives'), 'left': (Severity.DEGRADE, 'masked: black')}
     [fault] = safety.camera_faults(health)
-    assert fault.reason == 'camera left is not seen' and fault.severity is Severity.DEGRADE
+    assert fault.reason == 'camera left: masked: black' and fault.severity is Severity.DEGRADE
 
 
 # ---- plans ----

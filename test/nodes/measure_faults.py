@@ -1,0 +1,153 @@
+"""The command behind `make faults`: injects faults, prints what becomes of each, and writes docs/reliability.json and its table.
+
+    PYTHONPATH=.:test python -m nodes.measure_faults --repeats 3 --only 'front camera'
+
+A run replaces the rows that it measured and leaves the others, so that the table can be made in parts.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from mose_ros.nodes.processes import DomainLock
+
+ROOT = Path(__file__).parents[2]
+JSON, PAGE = ROOT / 'docs' / 'reliability.json', ROOT / 'docs' / 'reliability.md'
+MARKS = ('<!-- faults: made by `make faults` -->', '<!-- end of faults -->')
+HEAD = (
+    '| fault | noticed after ms: p50 (max) | reaction | unsafe commands | stopped within m (least possible) '
+    '| drives again after s |\n|---|---|---|---|---|---|'
+)
+
+
+def main() -> None:
+    """Measure, write, and exit with 1 where something came to what it should not."""
+    parser = argparse.ArgumentParser(prog='make faults', description=__doc__.split('\n')[0])
+    parser.add_argument('--repeats', type=int, default=3, help='how often each is injected (3)')
+    parser.add_argument('--only', default='', metavar='REGEX', help='faults whose name it finds')
+    parser.add_argument('--limit', type=float, default=0.0, metavar='S', help='begin none later')
+    parser.add_argument('--table', action='store_true', help='only write the table anew')
+    options = parser.parse_args()
+    if not options.table:
+        rows, wrong = _measure(options)
+        _keep(rows)
+    else:
+        wrong = []
+    _write_table()
+    for line in wrong:
+        print(f'WRONG: {line}', file=sys.stderr)
+    sys.exit(1 if wrong else 0)
+
+
+def _measure(options):
+    lock = DomainLock()
+    os.environ['ROS_DOMAIN_ID'] = str(lock.number)
+    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    from nodes.bench import Bench, complaint, measure  # after the domain is set
+    from nodes.faults import all_faults
+
+    chosen = [fault for fault in all_faults() if re.search(options.only, fault.name)]
+    found: dict[str, list] = {}
+    wrong, began = [], time.monotonic()
+    for is_simulated in (False, True):
+        these = [fault for fault in chosen if fault.is_simulated == is_simulated]
+        if not these:
+            continue
+        with tempfile.TemporaryDirectory(prefix='mose_ros_faults_') as folder:
+            # else each fault would be waited for longer than the one before
+            bench = Bench(Path(folder), is_simulated, relapse_s=0.0)
+            try:
+                for fault in [one for one in these for _ in range(options.repeats)]:
+                    if options.limit and time.monotonic() - began > options.limit:
+                        break
+                    sample = measure(bench, fault)
+                    found.setdefault(fault.name, []).append(sample)
+                    bad = complaint(fault, sample)
+                    wrong += [f'{fault.name} {fault.which}: {bad}'] if bad else []
+                    _say(fault, sample)
+            finally:
+                bench.close()
+    return [_row(name, samples) for name, samples in found.items()], wrong
+
+
+def _say(fault, sample) -> None:
+    noticed = '-' if sample.detected_s is None else f'{1e3 * sample.detected_s:.0f} ms'
+    way = '' if sample.stop_m is None else f'{sample.stop_m:.1f} m from {sample.speed:.1f} m/s, '
+    again = '-' if sample.recovered_s is None else f'{sample.recovered_s:.1f} s'
+    print(
+        f'{fault.name} {fault.which}: {noticed}, {" > ".join(sample.states)}, {way}{sample.beside_m:.2f} m '
+        f'beside, again {again}  [{sample.reason}]',
+        flush=True,
+    )
+
+
+def _row(name, samples) -> dict:
+    from nodes.bench import least_m
+
+    noticed = [1e3 * s.detected_s for s in samples if s.detected_s is not None]
+    stopped = [s for s in samples if s.stop_m is not None]
+    longest = max(stopped, key=lambda s: s.stop_m / least_m(s.speed), default=None)
+    again = [s.recovered_s for s in samples]
+    reaction = Counter(' > '.join(s.states) or 'drives on' for s in samples).most_common(1)[0][0]
+    return {
+        'name': name,
+        'runs': len(samples),
+        'detected_ms': {
+            'p50': round(float(np.median(noticed)), 0) if noticed else None,
+            'max': round(max(noticed), 0) if noticed else None,
+        },
+        'noticed_in': len(noticed),
+        'reaction': reaction,
+        'reason': Counter(s.reason for s in samples).most_common(1)[0][0],
+        'unsafe_commands': sum(len(s.unsafe) for s in samples),
+        'stop_m': round(longest.stop_m, 2) if longest else None,
+        'stop_min_m': round(least_m(longest.speed), 2) if longest else None,
+        'speed': round(longest.speed, 2) if longest else None,
+        'beside_m': round(max(s.beside_m for s in samples), 2),
+        'recovered_s': None if None in again else round(max(again), 2),
+    }
+
+
+def _keep(rows) -> None:
+    from nodes.faults import all_faults
+
+    kept = json.loads(JSON.read_text()) if JSON.exists() else {}
+    known = {row['name']: row for row in kept.get('faults', [])} | {r['name']: r for r in rows}
+    order = dict.fromkeys(fault.name for fault in all_faults())
+    kept['machine'] = f'{os.cpu_count()} cores, {platform.platform()}'
+    kept['faults'] = [known[name] for name in order if name in known]
+    partial = JSON.with_name(f'{JSON.name}.partial')
+    partial.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
+    os.replace(partial, JSON)
+
+
+def _write_table() -> None:
+    lines = [HEAD]
+    for row in json.loads(JSON.read_text())['faults']:
+        noticed = row['detected_ms']
+        times = 'not' if noticed['p50'] is None else f'{noticed["p50"]:.0f} ({noticed["max"]:.0f})'
+        if noticed['p50'] is not None and row['noticed_in'] < row['runs']:
+            times += f', in {row["noticed_in"]} of {row["runs"]}'
+        way = '' if row['stop_m'] is None else f'{row["stop_m"]:.1f} ({row["stop_min_m"]:.1f})'
+        again = 'not' if row['recovered_s'] is None else f'{row["recovered_s"]:.1f}'
+        cells = [row['name'], times, row['reaction'], row['unsafe_commands'], way, again]
+        lines.append(f'| {" | ".join(map(str, cells))} |')
+    text = PAGE.read_text(encoding='utf-8')
+    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
+    made = '\n'.join([MARKS[0], *lines, MARKS[1]])
+    partial = PAGE.with_name(f'{PAGE.name}.partial')
+    partial.write_text(before + made + after, encoding='utf-8')
+    os.replace(partial, PAGE)
+
+
+if __name__ == '__main__':
+    main()
