@@ -29,6 +29,7 @@ PLATFORMS = {  # platform: where odometry and route come from, whether time is s
     'bag': ('odometry', 'route', True, ''),
 }
 FROM_CARLA = ('sim', 'carla_bridge', 'carla_native', 'leaderboard')
+PROFILES_FILE = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 YES_NO, AUTO_YES_NO = ['true', 'false'], ['auto', 'true', 'false']
 CONTROL = ['', 'sim', 'auto', 'carla', 'ackermann', 'ackermann_stamped', 'twist']
 ARGUMENTS = {  # name: default, choices, description
@@ -124,7 +125,7 @@ ARGUMENTS = {  # name: default, choices, description
         'auto',
         None,
         'XML profile of Fast DDS for the nodes; auto: config/fastdds_shm.xml, with shared memory for large '
-        "pictures, unless FASTDDS_DEFAULT_PROFILES_FILE is set; none: Fast DDS's own transports",
+        "pictures, unless one is set in the environment; none: Fast DDS's own transports",
     ),
     'family': ('normal', None, 'platform sim: scenario family, as `make drive` knows them'),
     'seed': ('1', None, 'platform sim: same seed, same episode'),
@@ -186,6 +187,8 @@ def start(context):
                 parameters=[*files, {**common, **parameters}],
                 remappings=list(topics.items()),
                 ros_arguments=arguments,
+                sigterm_timeout='15',  # s to leave in order, on a busy machine too
+                additional_env=_sends_pictures(given, share) if name == 'bag' else None,
                 **(respawn if name not in ('simulator', 'bag') else {}),
             )
         )
@@ -276,13 +279,11 @@ def _environment(given, share):
     """Return the actions that set what DDS and SROS2 read."""
     variables = {}
     profile = given['fastdds_profile']
-    names = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
-    name = names[os.environ.get('ROS_DISTRO') == 'humble']  # whose Fast DDS knows the older one
     if profile == 'auto':
-        if not any(one in os.environ for one in names):
-            variables[name] = str(share / 'config' / 'fastdds_shm.xml')
+        if not any(one in os.environ for one in PROFILES_FILE):
+            variables[_profiles_file()] = str(share / 'config' / 'fastdds_shm.xml')
     elif profile not in ('', 'none'):
-        variables[name] = str(Path(_file('fastdds_profile', profile)).resolve())
+        variables[_profiles_file()] = str(Path(_file('fastdds_profile', profile)).resolve())
     if given['enclave']:
         if not given['enclave'].startswith('/'):
             raise RuntimeError(f'enclave:={given["enclave"]} begins with a slash, as /mose')
@@ -292,6 +293,18 @@ def _environment(given, share):
             )
         variables.update(ROS_SECURITY_ENABLE='true', ROS_SECURITY_STRATEGY='Enforce')
     return [SetEnvironmentVariable(name, value) for name, value in variables.items()]
+
+
+def _profiles_file():
+    """Return by what name this distribution's Fast DDS is told its profiles: 3.0, Kilted's, has another."""
+    return PROFILES_FILE[os.environ.get('ROS_DISTRO') in ('humble', 'iron', 'jazzy')]
+
+
+def _sends_pictures(given, share):
+    """Return the environment of a node that sends large pictures: more shared memory than who hears them needs."""
+    if given['fastdds_profile'] != 'auto' or any(one in os.environ for one in PROFILES_FILE):
+        return {}
+    return {_profiles_file(): str(share / 'config' / 'fastdds_cameras.xml')}
 
 
 def _commands(role):

@@ -85,6 +85,8 @@ class Node(Kept):
         ros_arguments=(),
         arguments=(),
         output='log',
+        additional_env=None,
+        sigterm_timeout='5',
         respawn=False,
         respawn_delay=0.0,
     ):
@@ -253,15 +255,26 @@ def test_the_profile_of_shared_memory_is_set_unless_the_user_has_one(drive, monk
         return {one.name: one.value for one in found if isinstance(one, SetEnvironmentVariable)}
 
     shared = str(ROOT / 'config/fastdds_shm.xml')
-    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
+    monkeypatch.setenv('ROS_DISTRO', 'kilted')
     assert profiles() == {'FASTDDS_DEFAULT_PROFILES_FILE': shared}
     assert profiles(fastdds_profile='none') == {}
-    monkeypatch.setenv('ROS_DISTRO', 'humble')
+    monkeypatch.setenv('ROS_DISTRO', 'jazzy')
     assert profiles() == {'FASTRTPS_DEFAULT_PROFILES_FILE': shared}
     monkeypatch.delenv('ROS_DISTRO')
     monkeypatch.setenv('FASTDDS_DEFAULT_PROFILES_FILE', 'mine.xml')
     assert profiles() == {}
     assert profiles(fastdds_profile=shared)['FASTDDS_DEFAULT_PROFILES_FILE'] == shared
+
+
+def test_a_played_bag_sends_its_pictures_with_a_larger_segment(drive, tmp_path):
+    found = nodes(drive, platform='bag', bag=str(tmp_path), bag_start='2', cameras='front=/a')
+    player = found['bag']
+    assert player.additional_env['FASTDDS_DEFAULT_PROFILES_FILE'].endswith('fastdds_cameras.xml')
+    assert found['driver'].additional_env is None and not player.respawn
+    own = player.parameters[-1]
+    assert own['bag'] == str(tmp_path) and own['start_s'] == 2.0
+    assert own['cameras'] == ['front'] and own['camera_topics'] == ['/a']
+    assert own.keys() <= {*KINDS['bag'].__dataclass_fields__, 'use_sim_time'}
 
 
 def test_build_only_builds_and_drives_nothing(drive):
