@@ -74,9 +74,8 @@ def measure(asked: Asked) -> dict[str, Any]:
     scenery = Scenery(m, clip=asked.clip)
     with contextlib.ExitStack() as stack:
         before = resident_bytes()
-        ours = Engine(
-            bundle, scenery, views=asked.views, mode=asked.mode, force_view=asked.force_view
-        )
+        looking = {'views': asked.views, 'mode': asked.mode, 'force_view': asked.force_view}
+        ours = Engine(bundle, scenery, **looking)
         looked_at = [ours.plan(index).views for index in range(PRACTICE)][-1]
         memory = _memory(before)
         runs = counting.watch(ours.bundle, _practice(scenery))
@@ -85,7 +84,9 @@ def measure(asked: Asked) -> dict[str, Any]:
         words = Words(ours)
         field_: dict[str, Contestant] = {'ours': ours, 'words': words, 'peaks': peaks}
         if 'reasoning' in asked.parts:
-            field_['talking'] = Talking(ours)
+            talker = Engine(bundle, scenery, **looking)
+            talker.plan(0)
+            field_['talking'] = Talking(talker)
         if 'views' in asked.parts:
             field_ |= _looking(bundle, scenery)
         matches = [_MATCHES[name](name, asked, scenery, stack, tokens) for name in asked.compare]

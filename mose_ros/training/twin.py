@@ -147,7 +147,10 @@ def make(
         moments=fake_moments(m.cameras, 2),
     )
     if config.mose.routing == 'token':
-        _write_blocks(config, out)
+        decoder, mose = config.decoder, config.mose
+        sizes = (decoder.width, decoder.ffn, mose.token_experts, mose.expert_weight)
+        for name, kind in zip(BLOCKS, (SkillMixture, GroupedMixture), strict=True):
+            write_block(out / f'{name}.onnx', kind(*sizes))
     write_json(out / SOURCE, asked)
     return made
 
@@ -201,26 +204,24 @@ class _TokenBlock(torch.nn.Module):
         return self.mixture(x)[0]
 
 
-def _write_blocks(config: DriverConfig, out: Path) -> None:
-    """Write a mixture of skills and one of tokens with as many experts of equal size: x f32 (1, T, D), and chosen i64 (1, 1)."""
-    decoder, mose = config.decoder, config.mose
-    sizes = (decoder.width, decoder.ffn, mose.token_experts, mose.expert_weight)
-    torch.manual_seed(0)
-    x, chosen = torch.randn(1, 24, decoder.width), torch.zeros(1, 1, dtype=torch.long)
-    blocks = (_SkillBlock(SkillMixture(*sizes)), _TokenBlock(GroupedMixture(*sizes)))
-    for name, block in zip(BLOCKS, blocks, strict=True):
-        inputs = {'x': x, 'chosen': chosen} if name == 'block_skill' else {'x': x}
-        program = torch.onnx.export(
-            block.eval().requires_grad_(False),
-            tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=['y'],
-            dynamic_shapes=tuple({1: 'tokens'} if one == 'x' else None for one in inputs),
-            verbose=False,
-        )
-        (out / f'{name}.onnx').write_bytes(program.model_proto.SerializeToString())
+def write_block(path: Path, mixture: SkillMixture) -> None:
+    """Write a mixture as a graph: x f32 (1, T, D) and, where it does not choose by itself, chosen i64 (1, 1) in; y out."""
+    is_grouped = isinstance(mixture, GroupedMixture)
+    inputs = {'x': torch.randn(1, 24, mixture.hidden_size)}
+    if not is_grouped:
+        inputs['chosen'] = torch.zeros(1, 1, dtype=torch.long)
+    block = _TokenBlock(mixture) if is_grouped else _SkillBlock(mixture)
+    program = torch.onnx.export(
+        block.eval().requires_grad_(False),
+        tuple(inputs.values()),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=list(inputs),
+        output_names=['y'],
+        dynamic_shapes=tuple({1: 'tokens'} if one == 'x' else None for one in inputs),
+        verbose=False,
+    )
+    path.write_bytes(program.model_proto.SerializeToString())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

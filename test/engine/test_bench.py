@@ -98,10 +98,11 @@ def test_scenery_shows_a_clip_or_noise_that_is_the_same_for_all(tmp_path):
     for camera in CAMERAS:
         place = tmp_path / 'camera' / f'rgb_{camera}'
         place.mkdir(parents=True)
-        cv2.imwrite(str(place / '00000.png'), np.full((20, 30, 3), (10, 20, 200), np.uint8))
+        for name, red in (('00000.png', 200), ('00001.png', 100)):
+            cv2.imwrite(str(place / name), np.full((20, 30, 3), (10, 20, red), np.uint8))
     scenery = Scenery(m, clip=tmp_path)
-    assert len(scenery) == 1
-    assert scenery(5).images['back'][0, 0].tolist() == [200, 20, 10]
+    assert len(scenery) == 2
+    assert scenery(5).images['back'][0, 0].tolist() == [100, 20, 10]
     (tmp_path / 'camera/rgb_back/00000.png').unlink()
     with pytest.raises(ValueError, match='rgb_back/00000.png cannot be read'):
         Scenery(m, clip=tmp_path)
