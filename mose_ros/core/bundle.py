@@ -19,7 +19,7 @@ from mose_ros.core.vision import HISTORIES
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
 TOKENIZER = 'tokenizer.json'
-PRECISIONS = ('float32', 'float16')
+PRECISIONS = ('float32', 'float16', 'int8', 'int4')
 GRAPHS = ('view_router', 'vision', 'prefill', 'decode', 'action')
 
 
@@ -70,10 +70,8 @@ class Manifest:
     proprio_high: Sequence[float]
     history: str = 'all'  # views that show their past: 'all', 'fixed' or 'none'
     # provenance
-    precision: str = (
-        'float32'  # what the graphs' products compute in, and what passes from graph to graph
-    )
-    storage: str = 'float32'  # what weights.bin holds
+    precision: str = 'float32'  # of the graphs' products; int4: of their weights alone
+    storage: str = 'float32'  # what weights.bin holds; beside integers, float16
     training: Mapping[str, Any] = field(
         default_factory=dict
     )  # the resolved configuration of every stage
@@ -86,6 +84,11 @@ class Manifest:
     parity: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)  # file -> sha256
     format_version: int = FORMAT_VERSION
+
+    @property
+    def carried(self) -> str:
+        """Return the type of embeddings and caches, which pass from graph to graph."""
+        return 'float16' if self.precision == 'float16' else 'float32'
 
     @property
     def horizon(self) -> int:

@@ -117,9 +117,7 @@ def contract(manifest: Manifest) -> Mapping[str, tuple[Mapping[str, Port], Mappi
     m = manifest
     patches, pixels = m.tokens_per_view * m.merge**2, 3 * m.view_frames * m.patch**2
     count, levels, proprio = len(m.cameras), len(m.levels), _f32(1, len(m.proprio))
-    carried = np.dtype(
-        m.precision
-    )  # of what passes from graph to graph; at the borders all is float32
+    carried = np.dtype(m.carried)  # between graphs; at the borders all is float32
     embeds, positions = Port(carried, (None, m.tokens_per_view, m.width)), _i64(3, 1, None)
     action = _f32(1, m.horizon, 2)
 

@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-_PRECISIONS = {'fp32': 'float32', 'fp16': 'float16'}
+_STORAGE = {'fp32': 'float32', 'fp16': 'float16'}
+_PRECISIONS = {**_STORAGE, 'int8': 'int8', 'int4': 'int4'}
 _VERBS = ('collect', 'annotate', *STAGES, 'export')
 
 
@@ -181,11 +182,12 @@ def _parser() -> argparse.ArgumentParser:
         '--precision',
         choices=_PRECISIONS,
         default='fp32',
-        help='of export: what the graphs compute in; fp16: products in float16, as TensorRT takes them',
+        help='of export: what the graphs compute in; fp16: products in float16, as TensorRT takes them; '
+        'int8: products of integers, scaled by the clips of --data; int4: weights of 4 bits',
     )
     parser.add_argument(
         '--storage',
-        choices=_PRECISIONS,
+        choices=_STORAGE,
         help='of export: fp16 rounds the weights of an fp32 bundle, for half the file (default: the precision)',
     )
     parser.add_argument(

@@ -28,12 +28,13 @@ from mose_ros.engine.bundle import Bundle
 from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver, read_config
+from mose_ros.training import quantize
 from mose_ros.training.annotate import DATASET
 from mose_ros.training.config import Data
 from mose_ros.training.fit import FIT, Fit
 from mose_ros.training.graphs import trace
 from mose_ros.training.half import halve
-from mose_ros.training.moments import recorded_moments
+from mose_ros.training.moments import fake_moments, recorded_moments, spread
 from mose_ros.training.parity import judge, parity
 from mose_ros.training.room import check_disk, check_memory
 from mose_ros.training.stages import RESULT
@@ -45,12 +46,25 @@ BASE = 1.5e9  # bytes of memory that an export takes beside weights
 # Copies of the weights in float32: most by ONNX Runtime, which holds prefill and decode apart (measured with 0.1 B: 2.13), and
 # the network as it is, rounded, or halved.
 PEAK = 2.25
-NETWORKS = {('float32', 'float32'): 1.0, ('float32', 'float16'): 2.0, ('float16', 'float16'): 1.5}
+NETWORKS = {
+    ('float32', 'float32'): 1.0,
+    ('float32', 'float16'): 2.0,
+    ('float16', 'float16'): 1.5,
+    ('int8', 'int8'): 2.0,
+    ('int4', 'int4'): 2.0,
+}
 AGAINST = {  # (precision, storage) -> what parity holds the bundle against
     ('float32', 'float32'): 'PyTorch float32',
     ('float32', 'float16'): 'PyTorch float32, weights rounded to float16',
     ('float16', 'float16'): 'PyTorch float32',
+    ('int8', 'int8'): 'PyTorch float32',
+    ('int4', 'int4'): 'PyTorch float32',
 }
+BYTES = {'float32': 4, 'float16': 2, 'int8': 2, 'int4': 2}  # of a stored number, at most
+FLOATS = 'float32'  # folder of what int8 is calibrated with, until it is
+COMPARED = 7  # clips, of two moments each, that parity runs on
+# Integers agree at 99 % of moments, which takes a hundred of them; and other clips, that int8 is calibrated with.
+JUDGED, CALIBRATED = 50, 32
 _log = logging.getLogger(__name__)
 
 
@@ -142,20 +156,26 @@ def export(
     bundling: Bundling,
     *,
     moments: Sequence[Observation] | None = None,
+    calibration: Sequence[Observation] | None = None,
 ) -> Manifest:
     """Write the bundle of a float32 network, which is frozen, and return its manifest; what was there goes at the very end.
 
-    moments: recorded ones that parity is measured on; default: noise pictures. ParityError when the files do not do what PyTorch does,
-    ValueError when there is no room for them; nothing is written then, nor when the export is interrupted or killed.
+    moments: recorded ones that parity is measured on, and others that int8 takes its scales from; default: noise pictures. ParityError
+    when the files do not do what PyTorch does, ValueError when there is no room for them; nothing is written then, nor when the export
+    is interrupted or killed.
     """
     made = manifest(driver.config, bundling)
     exact = driver.eval().requires_grad_(False)
-    if made.storage != made.precision:
+    if made.storage == 'float16' != made.precision:
         exact = rounded(driver)
-    network = halve(deepcopy(exact)) if made.precision == 'float16' else exact
     with terminable(), written_beside(folder) as partial:
         shutil.copyfile(bundling.tokenizer, partial / TOKENIZER)
-        write_graphs(network, partial, halve=made.storage != made.precision)
+        if made.precision in quantize.INTEGERS:
+            others = calibration or fake_moments(made.cameras, seed=1)
+            write_integers(rounded(driver), partial, made, others)
+        else:
+            network = halve(deepcopy(exact)) if made.precision == 'float16' else exact
+            write_graphs(network, partial, halve=made.storage != made.precision)
         bundle = Bundle(folder=partial, manifest=made, backend='onnxruntime', threads=2)
         found = parity(exact, bundle, moments)
         found['pictures'] = 'recorded' if moments else 'noise'
@@ -166,14 +186,49 @@ def export(
     return Manifest.load(folder)
 
 
-def write_graphs(network: MoseDriver, folder: Path, halve: bool) -> None:
-    """Write the graphs and the file of their weights; `halve`: store as float16 what that holds without loss."""
+def write_graphs(network: MoseDriver, folder: Path, halve: bool, joined: bool = False) -> None:
+    """Write the graphs and the file of their weights.
+
+    halve: store as float16 what that holds without loss. joined: with one product for each tensor that several read.
+    """
     with open(folder / WEIGHTS, 'wb') as file:
         weights = Weights(file, halve)
         for graph in GRAPHS:
             model = trace(network, graph)
+            if joined and graph in quantize.QUANTISED:
+                quantize.join(model)
             weights.take(model)
             (folder / f'{graph}.onnx').write_bytes(model.SerializeToString(deterministic=True))
+    check_graphs(folder)
+
+
+def write_integers(
+    network: MoseDriver, folder: Path, made: Manifest, moments: Sequence[Observation]
+) -> None:
+    """Write the graphs of int8, with scales from moments, or of int4, and the file of their weights; what is no integer as float16."""
+    floats = folder / FLOATS
+    floats.mkdir()
+    write_graphs(network, floats, halve=False, joined=True)
+    scales = {}
+    if made.precision == 'int8':
+        shutil.copyfile(folder / TOKENIZER, floats / TOKENIZER)
+        scales = quantize.calibrate(floats, replace(made, precision='float32'), moments)
+    with open(folder / WEIGHTS, 'wb') as file:
+        weights = Weights(file, halve=True)
+        for graph in GRAPHS:
+            model = onnx.load(floats / f'{graph}.onnx')
+            if graph in scales:
+                quantize.to_int8(model, scales[graph])
+            elif made.precision == 'int4' and graph in quantize.QUANTISED:
+                quantize.to_int4(model)
+            weights.take(model)
+            (folder / f'{graph}.onnx').write_bytes(model.SerializeToString(deterministic=True))
+    shutil.rmtree(floats)
+    check_graphs(folder)
+
+
+def check_graphs(folder: Path) -> None:
+    """Raise onnx.checker.ValidationError for a graph that breaks ONNX's rules, types and shapes among them."""
     for graph in GRAPHS:
         onnx.checker.check_model(str(folder / f'{graph}.onnx'), full_check=True)
 
@@ -242,10 +297,14 @@ def export_checkpoint(asked: Asked) -> Manifest:
     )
     made = manifest(config, bundling)
     check_room(checkpoint, config, asked.out, made)
-    moments = None
-    if asked.clips is not None:
-        moments = recorded_moments(asked.clips, config.cameras, fit.frame_gap)
-    return export(MoseDriver.load(checkpoint), asked.out, bundling, moments=moments)
+    moments, calibration = _moments(asked, made)
+    return export(
+        MoseDriver.load(checkpoint),
+        asked.out,
+        bundling,
+        moments=moments,
+        calibration=calibration,
+    )
 
 
 def check_room(checkpoint: Path, config: DriverConfig, out: Path, made: Manifest) -> None:
@@ -254,11 +313,33 @@ def check_room(checkpoint: Path, config: DriverConfig, out: Path, made: Manifest
     head = (
         config.decoder.vocab_size * config.decoder.width
     )  # lies twice: as embedding, and transposed
-    size = np.dtype(made.storage).itemsize * (numbers + head)
+    integers = made.precision in quantize.INTEGERS
+    size = (BYTES[made.storage] + 4 * integers) * (numbers + head)  # beside the float32 graphs
     check_disk(out, size, f'the bundle of {numbers / 1e9:.2f} B parameters')
     networks = NETWORKS[made.precision, made.storage] * numbers
     memory = BASE + 4 * (networks + PEAK * (numbers + head))
     check_memory(int(memory), f'the export of {numbers / 1e9:.2f} B parameters')
+
+
+def _moments(
+    asked: Asked, made: Manifest
+) -> tuple[Sequence[Observation] | None, Sequence[Observation] | None]:
+    """Return the recorded moments of parity and of calibration, None where there are no clips."""
+    if asked.clips is None:
+        if made.precision == 'int8':
+            raise ValueError(
+                'int8 takes its scales from recorded clips: name with --data a folder of them'
+            )
+        return None, None
+    counts = {'int8': (JUDGED, CALIBRATED), 'int4': (JUDGED, 0)}.get(made.precision, (COMPARED, 0))
+    size = (made.view_width, made.view_height)
+    judged, calibrated = (
+        recorded_moments(folders, made.cameras, made.frame_gap, size)
+        for folders in spread(asked.clips, counts)
+    )
+    if made.precision == 'int8' and not calibrated:
+        raise ValueError(f'{asked.clips} has no moment with all cameras to take scales from')
+    return judged, calibrated
 
 
 def _fit(asked: Asked) -> Fit:

@@ -1,4 +1,4 @@
-"""Moments that a bundle and its network are compared on."""
+"""Moments that a bundle and its network are compared on, and others that a bundle of integers takes its scales from."""
 
 import logging
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mose_ros.core import vision
 from mose_ros.core.types import Command, EgoState, Guidance, Observation
 from mose_ros.data.clips import ClipReader, find_clips
 
@@ -33,23 +34,42 @@ def fake_moments(cameras: Sequence[str], count: int = 6, seed: int = 0) -> list[
     return moments
 
 
+def spread(root: Path, counts: Sequence[int]) -> list[list[Path]]:
+    """Return several sets of a folder's clips, each spread evenly over it and no clip in two; smaller where there are too few.
+
+    ValueError when there are fewer clips than sets that want some.
+    """
+    folders = list(find_clips(root))
+    if 0 < len(folders) < sum(count > 0 for count in counts):
+        raise ValueError(f'{root} has {len(folders)} clips; record more, or name another folder')
+    places = np.linspace(0, len(folders) - 1, min(sum(counts), len(folders))).round().astype(int)
+    chosen = [folders[place] for place in places]
+    found = []
+    for index, count in enumerate(counts):
+        share = round(len(chosen) * count / max(1, sum(counts[index:])))
+        share = max(share, min(1, count)) if chosen else 0
+        mine = set(np.linspace(0, len(chosen) - 1, share).round().astype(int).tolist())
+        found.append([one for place, one in enumerate(chosen) if place in mine])
+        chosen = [one for place, one in enumerate(chosen) if place not in mine]
+    return found
+
+
 def recorded_moments(
-    root: Path, cameras: Sequence[str], gap: float, clips: int = 7
+    folders: Sequence[Path], cameras: Sequence[str], gap: float, size: tuple[int, int]
 ) -> list[Observation]:
-    """Return two moments, `gap` seconds apart, from the middle of each of some clips, spread evenly over a folder's.
+    """Return two moments, `gap` seconds apart, from the middle of each clip; pictures have the (width, height) of a view.
 
     Clips without all of the cameras and those that cannot be read are left out; none may be left.
     """
-    folders = list(find_clips(root))
-    places = np.linspace(0, len(folders) - 1, clips).round().astype(int) if folders else []
     moments = []
-    for number in dict.fromkeys(int(place) for place in places):
+    for number, folder in enumerate(folders):
         try:
-            clip = ClipReader(folders[number])
+            clip = ClipReader(folder)
             now = len(clip) // 2
             for index in (max(0, now - round(gap / clip.frame_dt)), now):
                 scene, images = clip.scene(index), clip.images(index)
                 if set(cameras) <= set(images):
+                    images = {name: vision.resize(images[name], *size) for name in cameras}
                     moments.append(
                         Observation(
                             time=1000.0 * number + scene.time,  # clips are far from one another

@@ -20,9 +20,15 @@ from mose_ros.training.moments import fake_moments
 LIMITS = {  # by precision; against PyTorch in float32
     'float32': {'logits_max_abs': 1e-3, 'trajectory_max_m': 1e-3},
     'float16': {'logits_max_abs': 0.1, 'trajectory_max_m': 0.02},
+    'int8': {'trajectory_mean_m': 0.1},
+    'int4': {'trajectory_mean_m': 0.1},
 }
-GAPS = ('logits_max_abs', 'trajectory_max_m')
-EQUALS = ('text_equal', 'views_equal', 'skills_equal')
+# At how many of the moments views and skills must be equal; with integers, where a word may tip, texts are only counted.
+SHARES = {'int8': 0.99, 'int4': 0.98}
+# How far one moment may be apart with a forced expert: no mean evens that out.
+DRIVEN = {'int8': {'trajectory_mean_m': 0.5}, 'int4': {'trajectory_mean_m': 0.5}}
+GAPS = ('logits_max_abs', 'trajectory_max_m', 'trajectory_mean_m')
+EQUALS = ('text', 'views', 'skills')
 _log = logging.getLogger(__name__)
 
 
@@ -48,7 +54,7 @@ def parity(
         found = _compare(driver, bundle, moments)
     except FloatingPointError as error:  # of the engine
         _log.warning('%s', error)
-        found = {**dict.fromkeys(GAPS), **dict.fromkeys(EQUALS, False)}
+        found = {**dict.fromkeys(GAPS), **_agreement(dict.fromkeys(EQUALS, [False]))}
         found |= {'experts_reached': 0, 'experts_total': _count_experts(driver, bundle.manifest)}
     return {**found, 'moments': len(moments)}
 
@@ -57,25 +63,34 @@ def _compare(driver, bundle, moments) -> dict[str, Any]:
     engine, router = Driver(bundle), ViewRouter(bundle)
     m = bundle.manifest
     reference = Reference(driver, m, bundle.tokenizer())
-    rows, equal = [], dict.fromkeys(EQUALS, True)
+    rows, equal = [], {name: [] for name in EQUALS}
     for moment in moments:
         views = router.select(moment.time, moment.images, moment.ego, moment.guidance)
         plan = engine.plan(views, moment.ego, moment.guidance)
         text = (list(engine.reason()) or [''])[-1]
         want = reference.plan(views, moment, m.max_new_tokens)
         rows.append(_gaps(m, engine, plan, want))
-        equal['text_equal'] &= text == reference.text(want.answer)
-        equal['views_equal'] &= views.names == reference.views(moment, views)
-        equal['skills_equal'] &= _chain(plan, m) == (*want.skills, want.action_skill)
-    worst = {name: float(np.max([row[name] for row in rows])) for name in GAPS}
+        equal['text'].append(text == reference.text(want.answer))
+        equal['views'].append(views.names == reference.views(moment, views))
+        equal['skills'].append(_chain(plan, m) == (*want.skills, want.action_skill))
+    over = {name: np.mean if 'mean' in name else np.max for name in GAPS}
+    gaps = {name: float(over[name]([row[name] for row in rows])) for name in GAPS}
     driven = _drive_skills(m, engine, reference, views, moment)
     if driver.config.mose.routing == 'token':
         driven += _drive_tokens(driver, bundle, reference.inputs(views, moment))
     return {
-        **{name: gap if np.isfinite(gap) else None for name, gap in worst.items()},
-        **equal,
+        **{name: gap if np.isfinite(gap) else None for name, gap in gaps.items()},
+        **_agreement(equal),
         'experts_reached': sum(driven),
         'experts_total': _count_experts(driver, m),
+    }
+
+
+def _agreement(equal: Mapping[str, Sequence[bool]]) -> dict[str, Any]:
+    shares = {name: sum(found) / len(found) for name, found in equal.items()}
+    return {
+        **{f'{name}_equal': all(found) for name, found in equal.items()},
+        **{f'{name}_share': share for name, share in shares.items()},
     }
 
 
@@ -92,7 +107,14 @@ def judge(found: Mapping[str, Any], precision: str) -> None:
         for name, limit in LIMITS[precision].items()
         if found[name] is None or found[name] > limit
     ]
-    wrong += [name.replace('_equal', ' not equal') for name in EQUALS if not found[name]]
+    if precision in SHARES:
+        wrong += [
+            f'{name} equal at {found[f"{name}_share"]:.1%} < {SHARES[precision]:.0%} of the moments'
+            for name in ('views', 'skills')
+            if found[f'{name}_share'] < SHARES[precision]
+        ]
+    else:
+        wrong += [f'{name} not equal' for name in EQUALS if not found[f'{name}_equal']]
     if found['experts_reached'] != found['experts_total']:
         wrong.append(f'{found["experts_reached"]} of {found["experts_total"]} experts reached')
     if wrong:
@@ -160,9 +182,11 @@ class Reference:
 def _gaps(m, engine, plan, want) -> dict[str, float]:
     logits = engine.thought.logits[0] - want.logits.numpy()
     there = action.to_trajectory(want.action.numpy(), m.action_normalizer(), 0.0, m.dt).xy
+    apart = np.hypot(*(plan.trajectory.xy - there).T)
     return {
         'logits_max_abs': float(np.abs(logits).max()),
-        'trajectory_max_m': float(np.hypot(*(plan.trajectory.xy - there).T).max()),
+        'trajectory_max_m': float(apart.max()),
+        'trajectory_mean_m': float(apart.mean()),
     }
 
 
@@ -184,12 +208,19 @@ def _drive_skills(m, engine, reference, views, moment) -> list[bool]:
     for place, (level, skills) in enumerate(ladders.items()):
         said, wanted, fits = [], [], []
         for index, skill in enumerate(skills):
-            plan = engine.plan(views, moment.ego, moment.guidance, force={level: skill})
             chain = [-1] * len(ladders)
             chain[place] = index
             want = reference.plan(
                 views, moment, skill_override=chain[:-1], action_override=chain[-1]
             )
+            force = {level: skill}
+            if m.precision in SHARES:  # another router that tips over is no matter of this expert
+                whole = (*want.skills, want.action_skill)
+                force = {
+                    one: names[own]
+                    for (one, names), own in zip(ladders.items(), whole, strict=True)
+                }
+            plan = engine.plan(views, moment.ego, moment.guidance, force=force)
             gaps = _gaps(m, engine, plan, want)
             same = _chain(plan, m) == (*want.skills, want.action_skill)
             fits.append(same and _within(m, gaps))
@@ -243,7 +274,8 @@ def _drive_tokens(driver, bundle, inputs) -> list[bool]:
 
 
 def _within(m, gaps: Mapping[str, float]) -> bool:
-    return all(gap <= LIMITS[m.precision][name] for name, gap in gaps.items())
+    limits = DRIVEN.get(m.precision, LIMITS[m.precision])
+    return all(gaps[name] <= limit for name, limit in limits.items() if name in gaps)
 
 
 def _own(said: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> list[bool]:

@@ -1,7 +1,7 @@
 """The one file of weights that the graphs of a bundle share: each content lies in it once.
 
 With float16 storage the weights are rounded first (not the routers'), and every tensor that float16 holds without loss is stored as
-such with a Cast to float32 behind it, which a runtime folds when it loads.
+such with a Cast to float32 behind it, which a runtime folds when it loads; but for the scales of integers, which must be constants.
 """
 
 import hashlib
@@ -30,27 +30,34 @@ class Weights:
 
     def take(self, model: onnx.ModelProto) -> None:
         """Move the larger weights of a model, also those inside its conditions, into the file."""
-        for graph in subgraphs(model.graph):
+        graphs = list(subgraphs(model.graph))
+        scales = {
+            name
+            for graph in graphs
+            for node in graph.node
+            if node.op_type in ('QuantizeLinear', 'DequantizeLinear')
+            for name in node.input[1:]
+        }
+        for graph in reversed(graphs):  # inner ones first: an outer one copies them
             casts = []
             for tensor in graph.initializer:
-                array = numpy_helper.to_array(tensor)
-                if array.size < INLINE:
+                if np.prod(tensor.dims) < INLINE:
                     continue
-                if self._halve and _fits_half(array):
-                    array = array.astype(np.float16)
+                name, stored = tensor.name, tensor
+                if self._halve and name not in scales and _fits_half(tensor):
                     name = f'{tensor.name}.float16'
+                    array = numpy_helper.to_array(tensor).astype(np.float16)
+                    stored = numpy_helper.from_array(array)
                     casts.append(
                         helper.make_node('Cast', [name], [tensor.name], to=onnx.TensorProto.FLOAT)
                     )
-                else:
-                    name = tensor.name
-                self._refer(tensor, name, array)
+                self._refer(tensor, name, stored)
             nodes = list(graph.node)
             del graph.node[:]
             graph.node.extend([*casts, *nodes])
 
-    def _refer(self, tensor: onnx.TensorProto, name: str, array: np.ndarray) -> None:
-        data = np.ascontiguousarray(array).tobytes()
+    def _refer(self, tensor: onnx.TensorProto, name: str, stored: onnx.TensorProto) -> None:
+        data = stored.raw_data or numpy_helper.from_array(numpy_helper.to_array(stored)).raw_data
         key = hashlib.sha256(data).hexdigest()
         if key not in self._places:
             self._file.write(b'\0' * (-self._file.tell() % ALIGNMENT))
@@ -60,8 +67,8 @@ class Weights:
         tensor.CopyFrom(
             onnx.TensorProto(
                 name=name,
-                dims=array.shape,
-                data_type=helper.np_dtype_to_tensor_dtype(array.dtype),
+                dims=stored.dims,
+                data_type=stored.data_type,
                 data_location=onnx.TensorProto.EXTERNAL,
             )
         )
@@ -69,9 +76,10 @@ class Weights:
             tensor.external_data.add(key=field, value=str(value))
 
 
-def _fits_half(array: np.ndarray) -> bool:
-    if array.dtype != np.float32:
+def _fits_half(tensor: onnx.TensorProto) -> bool:
+    if tensor.data_type != onnx.TensorProto.FLOAT:
         return False
+    array = numpy_helper.to_array(tensor)
     with np.errstate(over='ignore'):
         return bool((array.astype(np.float16).astype(np.float32) == array).all())
 
