@@ -4,8 +4,10 @@ The views that are not chosen cost a resize here and nothing later. Knows nothin
 """
 
 import logging
+import os
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from mose_ros.core.types import EgoState, Guidance, Views
 from mose_ros.engine.bundle import Bundle
 
 MODES = ('learned', 'fixed', 'all')
+LARGE = 1 << 18  # pixels of a picture that takes longer to shrink than another thread to wake
 GAP_TOLERANCE = 0.25  # of frame_gap: how far a stored frame may be from the age that is wanted
 _log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class ViewRouter:
         self._proprio = self.manifest.proprio_normalizer()
         self._session = bundle.session('view_router', threads=1)  # too small for two
         self._history: dict[str, deque] = {name: deque() for name in self.manifest.cameras}
+        most = min(os.cpu_count() or 1, len(self._history))
+        self._shrinkers = ThreadPoolExecutor(most, 'shrink')
 
     def reset(self) -> None:
         """Forget all frames."""
@@ -111,7 +116,7 @@ class ViewRouter:
             _log.info('time went back to %.3f: the frames so far are forgotten', time)
             self.reset()
         oldest = time - (m.view_frames - 1 + GAP_TOLERANCE) * m.frame_gap - 1e-6
-        newest = {}
+        newest = self._shrink(images)
         for name, frames in self._history.items():
             if name not in images:
                 frames.clear()
@@ -120,11 +125,21 @@ class ViewRouter:
                 frames.pop()
             while frames and frames[0][0] < oldest:
                 frames.popleft()
-            small = vision.resize(images[name], m.view_width, m.view_height)
-            small = small.copy() if small is images[name] else small  # the caller's to reuse
-            frames.append((time, small))
-            newest[name] = small
+            frames.append((time, newest[name]))
         return newest
+
+    def _shrink(self, images):
+        """Return the pictures of the cameras at view size, in camera order."""
+        m = self.manifest
+
+        def shrink(name):
+            small = vision.resize(images[name], m.view_width, m.view_height)
+            return small.copy() if small is images[name] else small  # the caller's to reuse
+
+        names = [name for name in m.cameras if name in images]
+        are_large = max(images[name][..., 0].size for name in names) > LARGE
+        done = self._shrinkers.map(shrink, names) if are_large else map(shrink, names)
+        return dict(zip(names, done, strict=True))
 
     def _frames(self, name, time):
         """Return a camera's frames from the oldest to the newest, `frame_gap` apart; the newest for one never seen."""

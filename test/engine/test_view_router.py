@@ -148,6 +148,17 @@ def test_the_caller_may_reuse_its_pictures(router):
     assert levels_of_grey(router, views_later) == [[50, 99]]
 
 
+@pytest.mark.parametrize('size', [(90, 160), (900, 1600)])
+def test_pictures_are_shrunk_alike_however_large_they_are(router, size):
+    m, random = router.manifest, np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (*size, 3), np.uint8) for name in CAMERAS}
+    views = select(router, images=images)
+    frames = vision.split_views(views.image, len(views.names), m.view_frames)
+    for name, frame in zip(views.names, frames, strict=True):
+        assert np.array_equal(frame[-1], vision.resize(images[name], m.view_width, m.view_height))
+    assert not np.array_equal(frames[0], frames[1])
+
+
 def test_memory_does_not_grow(router):
     for step in range(200):
         select(router, time=step / 10)
