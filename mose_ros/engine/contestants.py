@@ -7,6 +7,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
+from mose_ros.core.priority import TEXT_NICE, lower_priority
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.peaks import Copy, Gemm
@@ -116,6 +117,7 @@ class Talking:
             return over.is_set()
 
         def talk():
+            lower_priority(TEXT_NICE)
             while not over.is_set():
                 for _ in driver.reason(thought, cancel=cancel):
                     spoke.set()

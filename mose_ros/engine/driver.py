@@ -93,11 +93,11 @@ class Driver:
         ids, positions = self._prompt(views, ego, guidance)
         pixels = views.image.tobytes()
         seen, embeds = self._seen
-        patches = None if pixels == seen else self._patches(views)
+        pictures = vision.split_views(views.image, len(views.names), m.view_frames)
         clock.lap('preprocess')
 
-        if patches is not None:
-            embeds = self._vision.run({'patches': patches}, keep=('embeds',))['embeds']
+        if pixels != seen:
+            embeds = self._vision.run({'views': pictures}, keep=('embeds',))['embeds']
             self._seen = pixels, embeds
         clock.lap('vision')
 
@@ -239,12 +239,6 @@ class Driver:
                 f'{m.max_prompt_tokens}; choose fewer'
             )
         return ids, prompt.rope_positions(ids, self._tokenizer.image_id, m.grid)
-
-    def _patches(self, views):
-        m = self.manifest
-        frames = vision.split_views(views.image, len(views.names), m.view_frames)
-        normal = vision.normalize(frames, m.mean, m.std)
-        return np.stack([vision.patchify(view, m.patch, m.merge) for view in normal])
 
 
 class _Stopwatch:

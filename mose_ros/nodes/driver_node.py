@@ -13,6 +13,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
+from mose_ros.core.priority import TEXT_NICE
 from mose_ros.core.types import Command, EgoState, Guidance, Plan, Views
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver, Thought
@@ -46,7 +47,7 @@ class DriverParameters(NetworkParameters):
         False, 'break a text off when its time for a new one has come', live=True
     )
     reasoning_nice: int = parameter(
-        19, 'niceness of the thread that writes the text', minimum=0, maximum=19
+        TEXT_NICE, 'niceness of the thread that writes the text', minimum=0, maximum=19
     )
 
 

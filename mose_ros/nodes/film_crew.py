@@ -3,9 +3,9 @@
 import threading
 import time
 
+from mose_ros.core.priority import lower_priority
 from mose_ros.nodes.film import Film, Shot
 from mose_ros.nodes.monitor import Moment, Monitor, picture
-from mose_ros.nodes.worker import lower_priority
 
 PATIENCE_S = 0.4  # a frame is filmed with its plan, or without one after so long
 

@@ -1,10 +1,10 @@
 """One thread that works on the newest input; what waits while it is busy is replaced, never queued."""
 
-import contextlib
-import os
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
+
+from mose_ros.core.priority import lower_priority
 
 T = TypeVar('T')
 
@@ -67,9 +67,3 @@ class Worker(Generic[T]):
                 self._work(item)
             except Exception as error:  # the edge of the node: report it, keep the thread
                 self._failed(error)
-
-
-def lower_priority(nice: int) -> None:
-    """Make the calling thread nicer; Linux gives each thread its own value. Does nothing where that is not possible."""
-    with contextlib.suppress(OSError, AttributeError):  # politeness, not correctness
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
