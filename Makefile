@@ -1,9 +1,10 @@
 # make drive: watch it drive.  make test: the whole test suite.  Both make their own environment first.
+# make faults: inject every fault into the running graph; writes docs/reliability.json and its table.
 VENV ?= .venv
 export VENV PYTHON
 PY = $(VENV)/bin/python
 
-.PHONY: help drive test check format
+.PHONY: help drive test check format faults
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -22,3 +23,7 @@ check:
 format:
 	@scripts/environment.sh test
 	@$(PY) -m ruff format . && $(PY) -m ruff check --fix .
+
+faults:
+	@scripts/environment.sh test
+	@PYTHONPATH=.:test OMP_NUM_THREADS=1 $(PY) -m nodes.measure_faults $(FAULTS_ARGS)

@@ -1,6 +1,6 @@
 """Whether a camera's picture shows the world: what a sensor that is broken, disturbed or stuck gives away by its pixels.
 
-Cheap, a fraction of a millisecond for 1600x900: it looks at every sixteenth row. Knows no message and no time. A camera that
+Cheap, half a millisecond for 1600x900: it looks at some of the rows. Knows no message and no time. A camera that
 stamps late pictures as new ones can not be found out here.
 """
 
@@ -10,7 +10,7 @@ import zlib
 import numpy as np
 from jaxtyping import UInt8
 
-ROWS, COLUMNS = 16, 4  # every so many are looked at
+ROWS = 48  # about so many are looked at
 NOISE = 0.6  # neighbours' difference over all pixels' deviation: 1.13 of white noise, below 0.1 of 2000 pictures of ours
 CONTRAST = 10.0  # of 255: with less, nothing can be told from the neighbours
 TEXTURE = 1.0  # of 255: with less, two pictures are the same whatever the car does
@@ -31,11 +31,12 @@ class PictureCheck:
         `place`: x, y of the car in the world.
         """
         note = self._check_size(picture.shape[:2])
-        rows = picture[::ROWS, :, 1].astype(np.int16)
-        spread = float(rows.std())
-        if spread > CONTRAST and np.abs(np.diff(rows, axis=1)).mean() > NOISE * spread:
+        rows = picture[:: max(1, len(picture) // ROWS)]
+        green = rows[:, :, 1].astype(np.int16)
+        spread = float(green.std())
+        if spread > CONTRAST and np.abs(np.diff(green, axis=1)).mean() > NOISE * spread:
             raise ValueError('noise: nothing can be seen')
-        self._check_change(picture, place, spread)
+        self._check_change(rows, place, spread)
         return note
 
     def _check_size(self, shape: tuple[int, int]) -> str:
@@ -48,8 +49,8 @@ class PictureCheck:
             raise ValueError(f'{change}: it shows another part of the world')
         return change
 
-    def _check_change(self, picture, place, spread) -> None:
-        digest = zlib.crc32(np.ascontiguousarray(picture[::ROWS, ::COLUMNS]))
+    def _check_change(self, rows, place, spread) -> None:
+        digest = zlib.crc32(np.ascontiguousarray(rows))
         if digest != self._digest or spread < TEXTURE:
             self._digest, self._times, self._place = digest, 0, place
             return

@@ -288,7 +288,7 @@ class OdometryCheck:
         max_jump_m: float,
         max_acceleration: float = 30.0,
         max_yaw_rate: float = 3.0,
-        frozen_after_s: float = 0.25,
+        frozen_after_s: float = 0.12,
     ):
         """`max_jump_m`: how far a pose may lie from where speed and heading lead; m/s^2, rad/s and s for the others."""
         self._max_jump_m, self._max_acceleration = max_jump_m, max_acceleration

@@ -22,6 +22,8 @@ from mose_ros.nodes.network import NetworkNode, NetworkParameters, give_back_mem
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.worker import Worker
 
+WATCH_S = 0.05
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViewRouterParameters(NetworkParameters):
@@ -75,11 +77,13 @@ class ViewRouterNode(NetworkNode):
         self._frames: dict[str, Image | CompressedImage] = {}
         self._arrived = threading.Condition()
         self._last = -1.0  # stamp of the newest anchor frame
+        self._anchor_came: float | None = None  # when, by the node's clock
         self._looked = 0.0  # when the last views were published
         self._cameras = {name: CameraHealth() for name in p.cameras if name in known}
         self._checks = {name: PictureCheck() for name in self._cameras}
         self._bearings = Bearings(self, p.odometry_tolerance_s)
         self._worker = Worker('look', self._look, self._failed)
+        self.create_timer(WATCH_S, self._watch_anchor, clock=self.steady)
         kind = Image if p.transport == 'raw' else CompressedImage
         for name, topic in zip(p.cameras, topics, strict=True):
             if name in known:
@@ -143,8 +147,19 @@ class ViewRouterNode(NetworkNode):
         if stamp < self._last:
             self.report('time', WARN, f'went back by {self._last - stamp:.3f} s: all is forgotten')
             self._forget()
-        self._last = stamp
+        self._last, self._anchor_came = stamp, self.now()
         self._worker.offer(stamp)
+
+    def _watch_anchor(self) -> None:
+        """Say at once that the anchor's pictures no longer come: the controller waits for nothing else."""
+        if not self.is_active:
+            self._anchor_came = None
+        if self._anchor_came is None:
+            return
+        now = self.now()
+        self._anchor_came = min(self._anchor_came, now)  # simulated time goes back
+        if now - self._anchor_came > self.parameters.camera_timeout_s:
+            self.report(f'camera {self._anchor}', ERROR, 'masked: no new picture')
 
     def _forget(self) -> None:
         with self._arrived:

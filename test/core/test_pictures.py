@@ -47,6 +47,14 @@ def test_the_same_picture_is_frozen_only_where_the_car_moves():
     assert check.check(scene(1), (3.2, 0.0)) == ''  # one that comes twice
 
 
+def test_a_small_coarse_picture_that_moves_by_a_pixel_is_not_frozen():
+    blocks = np.kron(np.random.default_rng(0).integers(40, 140, (9, 16, 3)), np.ones((4, 4, 1)))
+    check = PictureCheck()
+    for k in range(20):
+        moved = np.roll(blocks, k, axis=1).astype(np.uint8)
+        assert check.check(moved, (0.8 * k, 0.0)) == ''
+
+
 def test_another_size_is_told_and_another_part_of_the_world_refused():
     check = PictureCheck()
     check.check(scene(), HERE)

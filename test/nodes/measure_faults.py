@@ -66,7 +66,7 @@ def _measure(options):
             # else each fault would be waited for longer than the one before
             bench = Bench(Path(folder), is_simulated, relapse_s=0.0)
             try:
-                for fault in [one for one in these for _ in range(options.repeats)]:
+                for fault in these * options.repeats:
                     if options.limit and time.monotonic() - began > options.limit:
                         break
                     sample = measure(bench, fault)
