@@ -170,11 +170,15 @@ class Manifest:
         replace(self, files={name: sha256(folder / name) for name in names}).write(folder)
 
     def write(self, folder: str | Path) -> None:
-        """Write manifest.json into the folder as it is, its hashes too; written beside, then renamed."""
+        """Write manifest.json into the folder as it is, its hashes too; on OSError the old one stays, and nothing else."""
         partial = Path(folder) / f'{MANIFEST}.partial'
         text = json.dumps(asdict(self), indent=1, allow_nan=False)
-        partial.write_text(text + '\n', encoding='utf-8')
-        os.replace(partial, Path(folder) / MANIFEST)
+        try:
+            partial.write_text(text + '\n', encoding='utf-8')
+            os.replace(partial, Path(folder) / MANIFEST)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> 'Manifest':

@@ -4,6 +4,7 @@ import argparse
 import json
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
-from mose_ros.engine import bench, memory, session, sweep, tables, twins
+from mose_ros.engine import bench, engine_cache, memory, session, sweep, tables, twins
 from mose_ros.engine.bundle import WORKSPACE, Bundle
 from mose_ros.engine.contestants import Engine
 from mose_ros.engine.driver import Driver
@@ -98,7 +99,7 @@ def run_bench(options) -> int:
                 made=options.made,
             )
         )
-    report['command'] = ' '.join(['python -m mose_ros.engine', *sys.argv[1:]])
+    report['command'] = shlex.join(['python', '-m', 'mose_ros.engine', *sys.argv[1:]])
     print(tables.render([(bundle.manifest.name, report)]))
     if options.json:
         _write_json(options.json, report)
@@ -140,9 +141,7 @@ def make_tables(options) -> int:
 
 
 def _write_json(path: Path, report: Mapping[str, Any]) -> None:
-    partial = path.with_name(f'{path.name}.partial')
-    partial.write_text(json.dumps(report, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, path)
+    engine_cache.write(path, (json.dumps(report, indent=1) + '\n').encode())
 
 
 def run(options) -> int:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -33,6 +35,24 @@ def test_a_manifest_is_read_as_it_was_written(folder):
     assert set(loaded.files) == {path.name for path in folder.iterdir()} - {MANIFEST}
     assert dataclasses.replace(loaded, files={}) == manifest
     assert not list(folder.glob('*.partial'))
+
+
+WRITE_ON_A_FULL_DISK = """
+import resource, sys
+from mose_ros.core.bundle import Manifest
+manifest = Manifest.load(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))  # as `ulimit -f`
+manifest.write(sys.argv[1])
+"""
+
+
+def test_a_full_disk_leaves_the_old_manifest_whole(folder):
+    bundles.make_manifest().save(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    command = [sys.executable, '-c', WRITE_ON_A_FULL_DISK, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert 'File too large' in done.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_sizes_follow_from_the_fields():
