@@ -32,6 +32,7 @@ def test_the_ratio_is_the_median_of_pairs_and_not_the_ratio_of_medians():
     found = turns.ratio(ours, theirs)
     assert found['ratio'] == 2.0 != np.median(theirs) / np.median(ours) * 1.01
     assert turns.ratio(theirs, ours)['ratio'] == 0.5
+    assert found['ratio_fastest'] == pytest.approx(3.1 / 1.1)
     assert turns.ratio([2.0, 1.0, 10.0], theirs)['ratio'] == 1.5  # other pairs
     with pytest.raises(ValueError, match='pairs of 3 and 2'):
         turns.ratio(ours, theirs[:2])
