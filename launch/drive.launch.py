@@ -155,54 +155,57 @@ def start(context):
         engine = Path(get_package_prefix('mose_ros')) / 'lib' / 'mose_ros' / 'engine'
         command = [str(engine), 'build', bundle, '--backend', given['backend']]
         return [ExecuteProcess(cmd=command, output='screen')]
-    _, _, has_clock, usual = PLATFORMS[platform]
+    *sources, has_clock, usual = PLATFORMS[platform]
     role = given['role_name'] or usual
     topics = {
-        name: given[name] or PLATFORMS[platform][index].format(role=role)
-        for index, name in enumerate(('odometry', 'route'))
+        name: given[name] or source.format(role=role)
+        for name, source in zip(('odometry', 'route'), sources, strict=True)
     }
-    common = {
-        'use_sim_time': _is_yes(given['use_sim_time'], has_clock),
-        'autostart': given['autostart'] == 'true',
-    }
-    own = _parameters(given, platform, role, usual, bundle)
-    config = 'drive.yaml' if platform == 'sim' else f'{platform}.yaml'
-    files = [str(share / 'config' / config)]
+    is_simulated = _is_yes(given['use_sim_time'], has_clock)
+    files = [str(share / 'config' / ('drive.yaml' if platform == 'sim' else f'{platform}.yaml'))]
     if given['params_file']:
         files.append(_file('params_file', given['params_file']))
-    can_respawn = platform not in ('sim', 'bag')
-    respawn = {'respawn': _is_yes(given['use_respawn'], can_respawn), 'respawn_delay': 1.0}
+    own = _parameters(given, platform, role, usual, bundle)
+    if platform == 'bag' and given['bag']:
+        own['bag'] = _player(given, files, own['view_router'])
     actions = _environment(given, share)
     for name, parameters in own.items():
-        arguments = ['--log-level', given['log_level']]
-        if given['enclave']:
-            arguments += ['--enclave', f'{given["enclave"].rstrip("/")}/{name}']
-        actions.append(
-            Node(
-                package='mose_ros',
-                executable=name,
-                name=name,
-                namespace=given['namespace'],
-                output='screen',
-                parameters=[*files, {**common, **parameters}],
-                remappings=list(topics.items()),
-                ros_arguments=arguments,
-                sigterm_timeout='15',  # s to leave in order, on a busy machine too
-                additional_env=_sends_pictures(given, share) if name == 'bag' else None,
-                **(respawn if name not in ('simulator', 'bag') else {}),
-            )
-        )
+        common = {'use_sim_time': is_simulated, 'autostart': given['autostart'] == 'true'}
+        actions.append(_node(given, share, name, [*files, {**common, **parameters}], topics))
     if given['rviz'] == 'true':
         base = own['driver'].get('base_frame') or _setting(files, 'driver', 'base_frame')
-        actions.append(_rviz(share, given['namespace'], topics, base, common['use_sim_time']))
+        actions.append(_rviz(share, given['namespace'], topics, base, is_simulated))
     if given['record'] != 'false':
-        camera = own['view_router'].get('camera_topics') or [
-            own['view_router'].get('camera_topic')
-            or _setting(files, 'view_router', 'camera_topic')
-        ]
-        wanted = [*camera, *topics.values(), *(_commands(role) if usual else [])]
-        actions.append(_record(given, wanted, common['use_sim_time']))
+        cameras = {
+            name: _of_router(own, files, name) for name in ('camera_topics', 'camera_topic')
+        }
+        heard = cameras['camera_topics'] or [cameras['camera_topic']]
+        said = _commands(role) if usual else []
+        actions.append(_record(given, [*heard, *topics.values(), *said], is_simulated))
     return actions
+
+
+def _node(given, share, name, parameters, topics):
+    """Return one of our nodes."""
+    arguments = ['--log-level', given['log_level']]
+    if given['enclave']:
+        arguments += ['--enclave', f'{given["enclave"].rstrip("/")}/{name}']
+    is_source = name in ('simulator', 'bag')  # begins anew, so is not started again
+    usual = given['platform'] not in ('sim', 'bag')
+    return Node(
+        package='mose_ros',
+        executable=name,
+        name=name,
+        namespace=given['namespace'],
+        output='screen',
+        parameters=parameters,
+        remappings=list(topics.items()),
+        ros_arguments=arguments,
+        additional_env=_sends_pictures(given, share) if name == 'bag' else None,
+        respawn=not is_source and _is_yes(given['use_respawn'], usual),
+        respawn_delay=1.0,
+        sigterm_timeout='15',  # s to leave in order, on a busy machine too
+    )
 
 
 def _parameters(given, platform, role, usual, bundle):
@@ -217,14 +220,6 @@ def _parameters(given, platform, role, usual, bundle):
         own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
     if platform in ('carla_native', 'leaderboard'):
         own['carla_state'] = {}
-    if platform == 'bag' and given['bag']:
-        if not Path(given['bag']).exists():
-            raise RuntimeError(f'bag:={given["bag"]} does not exist')
-        own['bag'] = {
-            'bag': str(Path(given['bag']).resolve()),
-            'start_s': float(given['bag_start']),
-            'rate': float(given['bag_rate']),
-        }
     if role != usual:  # the files say the usual one
         own['controller']['role_name'] = role
         prefix = '' if platform == 'sim' else 'rgb_'
@@ -237,10 +232,28 @@ def _parameters(given, platform, role, usual, bundle):
         own['controller']['control_backend'] = given['control_backend']
     if given['cameras']:
         own['view_router'].update(_cameras(given['cameras']))
-    if 'bag' in own:
-        for name in own['view_router'].keys() & {'cameras', 'camera_topic', 'camera_topics'}:
-            own['bag'][name] = own['view_router'][name]
     return own
+
+
+def _player(given, files, router):
+    """Return the parameters of the bag's player, which has its cameras where the view router seeks them."""
+    if not Path(given['bag']).exists():
+        raise RuntimeError(f'bag:={given["bag"]} does not exist')
+    found = {
+        name: _of_router({'view_router': router}, files, name)
+        for name in ('cameras', 'camera_topic', 'camera_topics')
+    }
+    return {
+        'bag': str(Path(given['bag']).resolve()),
+        'start_s': float(given['bag_start']),
+        'rate': float(given['bag_rate']),
+        **{name: value for name, value in found.items() if value},
+    }
+
+
+def _of_router(own, files, name):
+    """Return a parameter of the view router as it will be: what the arguments say, else what the files say."""
+    return own['view_router'].get(name) or _setting(files, 'view_router', name)
 
 
 def _cameras(text):

@@ -61,17 +61,20 @@ class Bearings:
             ego = self._history.at(time, self._tolerance_s)
             newest, route, command = self._history.newest, self._route, self._command
             if newest is None:
-                raise NotReady('no odometry yet')
+                raise NotReady(f'no odometry yet on {self._resolved("odometry")}')
             if ego is None:
                 raise NotReady(f'the odometry is {time - newest[0]:.2f} s away from the image')
             if route is None:
-                raise NotReady('no route yet')
+                raise NotReady(f'no route yet on {self._resolved("route")}')
             guidance = route.guidance(ego, command)
             try:
                 check_guidance(guidance, route.distance)
             except ValueError as error:
                 raise NotReady(str(error)) from None
             return ego, guidance
+
+    def _resolved(self, topic: str) -> str:
+        return self._node.resolve_topic_name(topic)
 
     def _is_there(self, time: float) -> bool:
         newest = self._history.newest

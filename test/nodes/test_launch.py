@@ -277,6 +277,14 @@ def test_a_played_bag_sends_its_pictures_with_a_larger_segment(drive, tmp_path):
     assert own.keys() <= {*KINDS['bag'].__dataclass_fields__, 'use_sim_time'}
 
 
+def test_a_bag_of_carla_is_played_on_carlas_topics(drive, tmp_path):
+    config = str(ROOT / 'config/carla_bridge.yaml')
+    found = nodes(drive, platform='bag', bag=str(tmp_path), params_file=config)
+    assert found['bag'].parameters[-1]['camera_topic'] == '/carla/ego_vehicle/rgb_{camera}/image'
+    plain = nodes(drive, platform='bag', bag=str(tmp_path))['bag'].parameters[-1]
+    assert plain['camera_topic'] == 'camera/{camera}/image_raw/compressed'
+
+
 def test_build_only_builds_and_drives_nothing(drive):
     [one] = actions(drive, build_only='true', bundle='/my/bundle', backend='tensorrt')
     engine = '/prefix/lib/mose_ros/engine'
