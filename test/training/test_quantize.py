@@ -19,6 +19,7 @@ from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import __main__ as command
 from mose_ros.training import annotate, export, graphs, parity, quantize
+from test.engine.test_tensorrt_operators import problems
 
 WIDTH, RANDOM = 64, np.random.default_rng(0)
 
@@ -286,6 +287,16 @@ def test_each_product_of_an_int8_bundle_is_computed_so_and_routers_are_not(made,
     with_int4 = onnx.load(folder / 'int4/prefill.onnx')
     assert with_int4.opset_import[0].version == quantize.INT4_OPSET
     assert operators(with_int4, tmp_path)['MatMulNBits'] > 0
+
+
+@pytest.mark.parametrize('graph', quantize.QUANTISED)
+def test_each_operator_of_integers_is_in_the_lists_of_tensorrt(made, graph):
+    _, folder = made
+    for precision, old in (('int8', []), ('int4', [f'opset ai.onnx {quantize.INT4_OPSET}'])):
+        model = onnx.load(folder / precision / f'{graph}.onnx', load_external_data=False)
+        model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+        assert list(problems(model, '10.1')) == old  # int4 is listed, all else of opset 21 is not
+        assert list(problems(model, '10.15')) == []
 
 
 def test_experts_of_an_int8_bundle_are_told_from_one_another(made):
