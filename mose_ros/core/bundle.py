@@ -16,7 +16,7 @@ import numpy as np
 from mose_ros.core.action import PROPRIO, Normalizer
 from mose_ros.core.vision import HISTORIES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1: pictures were cut into patches in front of the vision graph
 MANIFEST = 'manifest.json'
 TOKENIZER = 'tokenizer.json'
 PRECISIONS = ('float32', 'float16', 'int8', 'int4')

@@ -115,11 +115,12 @@ class Bundle:
 def contract(manifest: Manifest) -> Mapping[str, tuple[Mapping[str, Port], Mapping[str, Port]]]:
     """Return each graph's inputs and outputs as docs/architecture.md lists them, None where a size is dynamic."""
     m = manifest
-    patches, pixels = m.tokens_per_view * m.merge**2, 3 * m.view_frames * m.patch**2
     count, levels, proprio = len(m.cameras), len(m.levels), _f32(1, len(m.proprio))
     carried = np.dtype(m.carried)  # between graphs; at the borders all is float32
     embeds, positions = Port(carried, (None, m.tokens_per_view, m.width)), _i64(3, 1, None)
     action = _f32(1, m.horizon, 2)
+    shape = (None, m.view_frames, m.view_height, m.view_width, 3)
+    pictures = Port(np.dtype(np.uint8), shape)
 
     def cache(tokens, *names):
         port = Port(carried, (m.num_layers, 1, m.num_kv_heads, tokens, m.head_dim))
@@ -139,7 +140,7 @@ def contract(manifest: Manifest) -> Mapping[str, tuple[Mapping[str, Port], Mappi
             },
             {'scores': _f32(count)},
         ),
-        'vision': ({'patches': _f32(None, patches, pixels)}, {'embeds': embeds}),
+        'vision': ({'views': pictures}, {'embeds': embeds}),
         'prefill': (
             {
                 'input_ids': _i64(1, None),
@@ -189,7 +190,7 @@ def dynamic_sizes(manifest: Manifest) -> Mapping[str, Mapping[str, tuple[int, in
     cache = (shortest, prompt_length + m.max_new_tokens // 2, longest + m.max_new_tokens)
     return {
         'view_router': {},
-        'vision': {'patches': views},
+        'vision': {'views': views},
         'prefill': {'input_ids': tokens, 'embeds': views, 'position_ids': tokens},
         'decode': {'past_k': cache, 'past_v': cache},
         'action': {'past_k': tokens, 'past_v': tokens},

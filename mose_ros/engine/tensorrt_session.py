@@ -31,6 +31,7 @@ _DTYPES = {  # by the name of a trt.DataType
     'INT64': np.dtype(np.int64),
     'INT32': np.dtype(np.int32),
     'BOOL': np.dtype(np.bool_),
+    'UINT8': np.dtype(np.uint8),
 }
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from mose_ros.modeling.config import ActionConfig, DecoderConfig
-from mose_ros.modeling.mose import Norm, SkillMixture, attend, exact
+from mose_ros.modeling.mose import (
+    Norm,
+    SkillMixture,
+    attend,
+    attend_in_products,
+    exact,
+    hide,
+    linear_at_once,
+)
 
 Tensor = torch.Tensor
 
@@ -48,22 +56,27 @@ class JointLayer(nn.Module):
         self,
         x: Float[Tensor, 'B T W'],
         prompt: tuple[Float[Tensor, 'B G P d'], Float[Tensor, 'B G P d']],
-        mask: Bool[Tensor, 'B 1 T P+T'],
+        mask: Tensor,
         chosen: Int64[Tensor, 'B *T K'] | None,
         weights: Float[Tensor, 'B *T K'] | None,
     ) -> Float[Tensor, 'B T W']:
-        """Return the layer's output; `chosen` and their weights only where the FFN is a mixture."""
+        """Return the layer's output; `chosen` and their weights only where the FFN is a mixture.
+
+        mask: (B, 1, T, P+T) of who sees whom; in an export `mose.hide` of it.
+        """
+        exporting = torch.compiler.is_exporting()
         inner = self.norm1(x)
-        q = self.q_proj(inner)
-        q, k, v = (
-            t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for t in (q, *self.kv_proj(inner).split(self.kv_width, -1))
-        )
+        if exporting:
+            sizes = (self.q_proj.out_features, self.kv_width, self.kv_width)
+            parts = linear_at_once(inner, (self.q_proj, self.kv_proj)).split(sizes, -1)
+        else:
+            parts = self.q_proj(inner), *self.kv_proj(inner).split(self.kv_width, -1)
+        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in parts)
         k, v = (
             torch.cat([past.to(own.dtype), own], 2)
             for past, own in zip(prompt, (k, v), strict=True)
         )
-        x = x + self.o_proj(attend(q, k, v, mask))
+        x = x + self.o_proj((attend_in_products if exporting else attend)(q, k, v, mask))
         return x + self.mlp(self.norm2(x), chosen, weights)
 
 
@@ -75,6 +88,7 @@ class ActionExpert(nn.Module):
         width, skills = config.width, len(config.skills)
         self.config = config
         self.first_moe = decoder.layers - config.moe_layers
+        self.sharing = decoder.heads // decoder.kv_heads  # queries of one key
         self.proprio = nn.Linear(proprio, width * config.proprio_tokens)
         self.query = nn.Parameter(torch.randn(1, 1, width))
         self.point = nn.Parameter(torch.randn(config.horizon, width))
@@ -104,6 +118,8 @@ class ActionExpert(nn.Module):
         batch, draws, horizon, _ = noisy.shape
         x = torch.cat([self.read_state(proprio), self.read_points(noisy, t)], 1)
         mask = self.mask(prompt_mask, draws)
+        if torch.compiler.is_exporting():
+            mask = hide(mask, self.sharing, torch.float32)
         scores = x.new_zeros(batch, 1)  # nothing to choose from
         skill = scores[:, 0].long()
         chosen, weights = None, None

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import nn
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import (
@@ -25,9 +25,10 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import (
     Qwen2VLDecoderLayer,
     Qwen2VLRMSNorm,
     VisionAttention,
-    rotate_half,
 )
 from transformers.vision_utils import get_vision_position_ids
+
+from mose_ros.core.vision import CLIP_MEAN, CLIP_STD
 
 Tensor = torch.Tensor
 
@@ -45,7 +46,10 @@ class Norm(Qwen2VLRMSNorm):
     def forward(self, x: Float[Tensor, '... D']) -> Float[Tensor, '... D']:
         """Return x scaled to unit mean square, times the weight."""
         wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        power = wide.square().mean(-1, keepdim=True) + self.variance_epsilon
+        # a division is what ONNX Runtime knows as a norm, and computes in one piece
+        exporting = torch.compiler.is_exporting()
+        wide = wide / power.sqrt() if exporting else wide * torch.rsqrt(power)
         return cast(self.weight * wide.to(x.dtype))
 
 
@@ -65,27 +69,48 @@ def attend(
 ) -> Float[Tensor, 'B T H*d']:
     """Return attention with H / G queries to each key; where the mask is False nothing is seen.
 
-    PyTorch's own kernel, but in bfloat16 on a CPU, where that is four times as slow as plain matrix products, and in
-    exported float16, where logits and softmax are to be float32.
+    PyTorch's own kernel, but in bfloat16 on a CPU, where that is four times as slow as plain matrix products.
     """
-    slow = q.device.type == 'cpu' and q.dtype == torch.bfloat16
-    narrow = q.dtype == torch.float16 and torch.compiler.is_exporting()
-    if not (slow or narrow):
-        seen = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return seen.transpose(1, 2).flatten(2)
-    length, groups = q.shape[2], k.shape[1]
-    q = (q * q.shape[-1] ** -0.5).unflatten(1, (groups, -1)).flatten(2, 3)
-    scores = (q @ k.transpose(2, 3)).unflatten(2, (-1, length))
-    scores = scores.float() if narrow else scores
-    if causal:
-        mask = torch.ones(length, k.shape[2], dtype=torch.bool, device=q.device).tril()[None, None]
-    if mask is not None:
-        hidden = torch.zeros(mask.shape, dtype=scores.dtype, device=q.device)
-        scores = scores + hidden.masked_fill(~mask, -1e9)[:, :, None]
-    seen = scores.softmax(-1).to(v.dtype).flatten(2, 3) @ v
-    return seen.unflatten(2, (-1, length)).flatten(1, 2).transpose(1, 2).flatten(2)
+    if q.device.type == 'cpu' and q.dtype == torch.bfloat16:
+        if causal:
+            mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()[None, None]
+        sharing = q.shape[1] // k.shape[1]
+        bias = None if mask is None else hide(mask, sharing, q.dtype)
+        return attend_in_products(q, k, v, bias)
+    seen = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )
+    return seen.transpose(1, 2).flatten(2)
+
+
+def attend_in_products(
+    q: Float[Tensor, 'B H T d'],
+    k: Float[Tensor, 'B G S d'],
+    v: Float[Tensor, 'B G S d'],
+    bias: Float[Tensor, '#B 1 T*H/G S'] | None = None,
+) -> Float[Tensor, 'B T H*d']:
+    """Return the same as plain products: what is exported.
+
+    The queries of one key stand below one another, so that no key is copied. In float16 logits and softmax are float32.
+    """
+    q, shape = q * q.shape[-1] ** -0.5, q.shape
+    if shape[1] != k.shape[1]:
+        q = q.reshape(shape[0], k.shape[1], -1, shape[3])
+    scores = q @ k.transpose(2, 3)
+    scores = scores.float() if scores.dtype == torch.float16 else scores
+    scores = scores if bias is None else scores + bias
+    seen = scores.softmax(-1).to(v.dtype) @ v
+    if shape[1] != k.shape[1]:
+        seen = seen.reshape(shape[0], shape[1], -1, shape[3])
+    return seen.transpose(1, 2).flatten(2)
+
+
+def hide(
+    mask: Bool[Tensor, '#B 1 T S'], sharing: int, kind: torch.dtype
+) -> Float[Tensor, '#B 1 T*sharing S']:
+    """Return what `attend_in_products` adds to logits where `sharing` queries look at each key."""
+    bias = torch.zeros(mask.shape, dtype=kind, device=mask.device).masked_fill(~mask, -1e9)
+    return bias.repeat(1, 1, sharing, 1)
 
 
 class SkillMixture(Qwen2MLP):
@@ -244,9 +269,16 @@ class SkillRouter(nn.Linear):
             return super().forward(F.rms_norm(mean, mean.shape[-1:], eps=1e-6))
 
 
+def signed(cos: Float[Tensor, '... d'], sin: Float[Tensor, '... d']) -> tuple[Tensor, Tensor]:
+    """Return Hugging Face's angles as `rotate` takes them: the sine with the sign of the half that it moves."""
+    first, second = sin.chunk(2, -1)
+    return cos, torch.cat([-first, second], -1)
+
+
 def rotate(x: Float[Tensor, '... d'], cos: Tensor, sin: Tensor) -> Float[Tensor, '... d']:
-    """Return x turned by its position's angles (Hugging Face's rotary embedding, any layout)."""
-    return x * cos.to(x.dtype) + rotate_half(x) * sin.to(x.dtype)
+    """Return x turned by its position's angles, as Hugging Face's rotary embedding does, in any layout."""
+    first, second = x.chunk(2, -1)
+    return x * cos.to(x.dtype) + torch.cat([second, first], -1) * sin.to(x.dtype)
 
 
 class ViewAttention(VisionAttention):
@@ -256,12 +288,13 @@ class ViewAttention(VisionAttention):
         self, hidden: Float[Tensor, 'M N D'], position_embeddings: tuple[Tensor, Tensor], **_
     ) -> Float[Tensor, 'M N D']:
         """Return the attended tokens of M views."""
-        views, patches, _ = hidden.shape
-        qkv = self.qkv(hidden).view(views, patches, 3, self.num_heads, -1)
-        cos, sin = position_embeddings
-        qk = rotate(qkv[:, :, :2], cos[:, None, None], sin[:, None, None])
-        q, k, v = (t.transpose(1, 2) for t in (qk[:, :, 0], qk[:, :, 1], qkv[:, :, 2]))
-        return self.proj(attend(q, k, v))
+        patches, width = hidden.shape[1:]
+        shape = (-1, patches, 3, self.num_heads, width // self.num_heads)
+        qkv = self.qkv(hidden).reshape(shape).permute(2, 0, 3, 1, 4)
+        qk, v = qkv.split([2, 1])
+        q, k = rotate(qk, *position_embeddings)
+        way = attend_in_products if torch.compiler.is_exporting() else attend
+        return self.proj(way(q, k, v[0]))
 
 
 class TextAttention(Qwen2VLAttention):
@@ -270,22 +303,51 @@ class TextAttention(Qwen2VLAttention):
     def forward(
         self,
         hidden: Float[Tensor, 'B T D'],
-        turn: tuple[Tensor, Tensor],
+        angles: tuple[Tensor, Tensor],
         past: tuple[Tensor, Tensor] | None,
+        bias: Float[Tensor, '1 1 T*H/G T'] | None,
     ) -> tuple[Float[Tensor, 'B T D'], Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]:
-        """Return the attended tokens and their own keys and values; with a past, hidden is ONE token behind it."""
-        batch, length, _ = hidden.shape
-        q, k, v = (
-            project(hidden).view(batch, length, -1, self.head_dim).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q, k = rotate(q, *turn), rotate(k, *turn)
+        """Return the attended tokens and their own keys and values; with a past, hidden is ONE token behind it.
+
+        bias: what hides the future where this is exported.
+        """
+        exporting = torch.compiler.is_exporting()
+        q, k, v = (self.project_at_once if exporting else self.project)(hidden, angles)
         all_k, all_v = (
             (k, v)
             if past is None
             else (torch.cat(pair, 2) for pair in zip(past, (k, v), strict=True))
         )
+        if exporting:
+            return self.o_proj(attend_in_products(q, all_k, all_v, bias)), k, v
         return self.o_proj(attend(q, all_k, all_v, causal=past is None)), k, v
+
+    def project(self, hidden, angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values (B, heads, T, d)."""
+        q, k, v = (
+            project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(q, *angles), rotate(k, *angles), v
+
+    def project_at_once(self, hidden, angles) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the same by one product."""
+        parts = (self.q_proj, self.k_proj, self.v_proj)
+        qkv = linear_at_once(hidden, parts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        queries, keys, values = (part.out_features // self.head_dim for part in parts)
+        qk, v = qkv.split([queries + keys, values], 1)
+        q, k = rotate(qk, *angles).split([queries, keys], 1)
+        return q, k, v
+
+
+def linear_at_once(
+    x: Float[Tensor, '... D'], parts: Sequence[nn.Linear]
+) -> Float[Tensor, '... sum']:
+    """Return what linear layers say of the same x, side by side, by one product; an export joins their weights once."""
+    weight, offset = (
+        torch.cat([getattr(one, name) for one in parts]) for name in ('weight', 'bias')
+    )
+    return F.linear(x.to(weight.dtype), weight, offset)
 
 
 class DecoderLayer(Qwen2VLDecoderLayer):
@@ -299,12 +361,12 @@ class DecoderLayer(Qwen2VLDecoderLayer):
         if mixture is not None:
             self.mlp = mixture
 
-    def forward(self, hidden, turn, past, chosen, is_image):
+    def forward(self, hidden, angles, past, bias, chosen, is_image):
         """Return the layer's output, its keys and values, and the probabilities of a token mixture, else None.
 
         chosen: (B, 1), only where it is a skill mixture.
         """
-        seen, k, v = self.self_attn(self.input_layernorm(hidden), turn, past)
+        seen, k, v = self.self_attn(self.input_layernorm(hidden), angles, past, bias)
         hidden = hidden + seen
         inner = self.post_attention_layernorm(hidden)
         if chosen is not None:
@@ -382,17 +444,40 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         self, patches: Float[Tensor, 'M N P']
     ) -> tuple[Float[Tensor, 'M N W'], Float[Tensor, 'M n D']]:
         """Return the features of each patch of M views and, merged, the tokens that the decoder reads."""
+        # patches do not overlap: their convolution is a matrix product
+        return self._see(patches, self.model.visual.patch_embed.proj.weight)
+
+    def see_pictures(self, pictures: UInt8[Tensor, 'M F H W 3']) -> Float[Tensor, 'M n D']:
+        """Return the tokens of M views as cameras give them. What is exported."""
+        weight = self.model.visual.patch_embed.proj.weight
+        return self._see(self.cut(pictures), weight.permute(0, 2, 3, 4, 1))[1]
+
+    def cut(self, pictures: UInt8[Tensor, 'M F H W 3']) -> Float[Tensor, 'M N P']:
+        """Return `vision.normalize` and `vision.patchify` of views, but with the colours last in a patch.
+
+        So rows of a picture stay in one piece, and it is the weights that are turned round, once and for all.
+        """
+        vision = self.config.vision_config
+        frames, height, width = pictures.shape[1:4]
+        patch, merge = vision.patch_size, vision.spatial_merge_size
+        rows, columns = height // (patch * merge), width // (patch * merge)
+        std = torch.tensor(CLIP_STD)
+        scale, offset = 1 / (255 * std), torch.tensor(CLIP_MEAN) / std
+        grid = (-1, frames, rows, merge, patch, columns, merge, 3 * patch)
+        cells = pictures.float().reshape(grid).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        patches = cells.reshape(-1, rows * columns * merge**2, 3 * frames * patch**2)
+        return patches * scale.repeat(frames * patch**2) - offset.repeat(frames * patch**2)
+
+    def _see(self, patches, weight) -> tuple[Tensor, Tensor]:
         visual = self.model.visual
         vision = self.config.vision_config
         width, height = self.config.mose['view']
         grid = torch.tensor([[1, height // vision.patch_size, width // vision.patch_size]])
         places = get_vision_position_ids(grid, visual.spatial_merge_size).to(patches.device)
-        turn = visual.rotary_pos_emb(patches, places)
-        # patches do not overlap: their convolution is a matrix product
-        weight = visual.patch_embed.proj.weight.flatten(1)
-        hidden = F.linear(patches.to(weight.dtype), weight)
+        angles = signed(*visual.rotary_pos_emb(patches, places))
+        hidden = F.linear(patches.to(weight.dtype), weight.flatten(1))
         for block in visual.blocks:
-            hidden = block(hidden, cu_seqlens=None, position_embeddings=turn)
+            hidden = block(hidden, cu_seqlens=None, position_embeddings=angles)
         return hidden, visual.merger(hidden).view(len(patches), -1, vision.hidden_size)
 
     def embed(
@@ -451,7 +536,13 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         decoder = self.model.language_model
         if self.grouped and past is None and is_image is None:
             raise ValueError('expert groups need is_image; call `read`, or pass it')
-        turn = [t[:, None] for t in decoder.rotary_emb(hidden, position_ids)]
+        angles = signed(*(one[:, None] for one in decoder.rotary_emb(hidden, position_ids)))
+        hides = None
+        if past is None and torch.compiler.is_exporting():
+            index = torch.arange(hidden.shape[1])
+            text = self.config.text_config
+            sharing = text.num_attention_heads // text.num_key_value_heads
+            hides = hide((index <= index[:, None])[None, None], sharing, torch.float32)
         decided = [] if skills is None else list(skills.split(1, dim=1))
         scores, keys, values, gates = [], [], [], []
         for index, layer in enumerate(decoder.layers):
@@ -466,7 +557,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
                 decided.append(own)
             chosen = None if router is None else decided[router]
             own_past = None if past is None else past[index]
-            hidden, k, v, gate = layer(hidden, turn, own_past, chosen, is_image)
+            hidden, k, v, gate = layer(hidden, angles, own_past, hides, chosen, is_image)
             keys.append(k)
             values.append(v)
             if gate is not None:

@@ -14,6 +14,7 @@ from torch import nn
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import TokenMixture
+from mose_ros.training.folding import fold
 
 SURE = 1e4  # more than any score of a router
 OPSET = 20  # the newest that TensorRT 10.3, ONNX Runtime and torch's exporter all read or write in full
@@ -42,10 +43,10 @@ class ViewRouter(Graph):
 
 
 class Vision(Graph):
-    dynamic = {'patches': {0: 'views'}}
+    dynamic = {'views': {0: 'views'}}
 
-    def forward(self, patches):
-        return self.driver.vlm.see(patches)[1]
+    def forward(self, views):
+        return self.driver.vlm.see_pictures(views)
 
     def outputs(self):
         return ['embeds']
@@ -151,13 +152,15 @@ def example_inputs(driver: MoseDriver) -> dict[str, dict[str, torch.Tensor]]:
     past = {name: torch.randn(shape).to(carried) for name in ('past_k', 'past_v')}
     embeds = torch.randn(batch.patches.shape[1], config.vision.tokens, decoder.width).to(carried)
     override = torch.full((levels,), -1)
+    view = config.vision
+    pictures = (len(batch.patches[0]), view.frames, view.view_height, view.view_width, 3)
     return {
         'view_router': {
             'thumbnails': batch.thumbnails[0],
             'present': batch.present[0],
             'proprio': batch.proprio,
         },
-        'vision': {'patches': batch.patches[0]},
+        'vision': {'views': torch.zeros(pictures, dtype=torch.uint8)},
         'prefill': {
             'input_ids': batch.input_ids[:, :length],
             'embeds': embeds,
@@ -205,6 +208,7 @@ def trace(driver: MoseDriver, graph: str) -> onnx.ModelProto:
             node.ClearField('doc_string')
         for value in [*one.value_info, *one.input, *one.output]:
             value.ClearField('metadata_props')
+    fold(model)
     return model
 
 

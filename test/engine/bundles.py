@@ -187,11 +187,17 @@ def _view_router(manifest):
 
 def _vision(manifest):
     graph = _Graph('vision', manifest)
-    tokens, merged = manifest.tokens_per_view, manifest.merge**2
-    size = 3 * manifest.view_frames * manifest.patch**2
-    patches = graph.input('patches', FLOAT, ['V', merged * tokens, size])
-    groups = graph('Reshape', patches, graph.constant([0, tokens, merged * size], np.int64))
-    means = graph('ReduceMean', groups, graph.constant([2], np.int64), keepdims=1)
+    tokens, (rows, columns) = manifest.tokens_per_view, manifest.grid
+    size = (manifest.view_frames, manifest.view_height, manifest.view_width, 3)
+    views = graph.input('views', TensorProto.UINT8, ['V', *size])
+    values = graph('Div', graph('Cast', views, to=FLOAT), graph.constant(255))
+    values = graph('Sub', values, graph.constant(manifest.mean))
+    values = graph('Div', values, graph.constant(manifest.std))
+    unit = manifest.patch * manifest.merge
+    cut = [0, manifest.view_frames, rows, unit, columns, unit * 3]
+    cells = graph('Reshape', values, graph.constant(cut, np.int64))
+    means = graph('ReduceMean', cells, graph.constant([1, 3, 5], np.int64), keepdims=0)
+    means = graph('Reshape', means, graph.constant([0, tokens, 1], np.int64))
     embeds = graph('Mul', means, graph.constant(np.ones((1, 1, manifest.width))))
     graph.output('embeds', embeds, FLOAT, ['V', tokens, manifest.width])
     return graph.build()

@@ -22,6 +22,7 @@ KINDS = {
     TensorProto.INT64: 'INT64',
     TensorProto.INT32: 'INT32',
     TensorProto.BOOL: 'BOOL',
+    TensorProto.UINT8: 'UINT8',
 }
 SCRATCH = 4096  # bytes that an execution context asks for
 
@@ -77,7 +78,7 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
         STATIC, ON_PROFILE_CHANGE, USER_MANAGED = range(3)
 
     class DataType(enum.Enum):
-        FLOAT, HALF, INT64, INT32, BOOL = range(5)
+        FLOAT, HALF, INT64, INT32, BOOL, UINT8 = range(6)
 
     class LayerType(enum.Enum):
         CONDITION, LOOP_OUTPUT, MATRIX_MULTIPLY, ELEMENTWISE = range(4)

@@ -10,6 +10,8 @@ from onnx import TensorProto, helper
 from engine import bundles
 from mose_ros.engine import session
 
+VIEW = (2, 28, 56, 3)  # frames, rows, columns, colours
+
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -18,20 +20,20 @@ def folder(tmp_path_factory):
 
 def test_a_session_takes_and_gives_named_arrays(folder):
     vision = session.open_session(folder / 'vision.onnx', threads=1)
-    answer = vision.run({'patches': np.full((3, 8, 1176), 0.5, np.float32)})
+    answer = vision.run({'views': np.full((3, *VIEW), 204, np.uint8)})
     assert list(answer) == ['embeds']
-    np.testing.assert_allclose(answer['embeds'], np.full((3, 2, 8), 0.5), rtol=1e-5)
-    assert vision.inputs['patches'].shape == (None, 8, 1176)
+    np.testing.assert_allclose(answer['embeds'], np.full((3, 2, 8), (0.8 - 0.5) / 0.25), rtol=1e-4)
+    assert vision.inputs['views'].shape == (None, *VIEW)
 
 
 @pytest.mark.parametrize(
     ('inputs', 'message'),
     [
-        ({}, 'lacks patches'),
-        ({'patches': np.zeros((1, 8, 1176), np.float32), 'more': np.zeros(1)}, 'not know more'),
-        ({'patches': np.zeros((1, 8, 1175), np.float32)}, r'patches must be .*1176.*1175'),
-        ({'patches': np.zeros((8, 1176), np.float32)}, r'patches must be .*got float32 \(8, 1176'),
-        ({'patches': np.zeros((1, 8, 1176))}, 'patches must be float32.*got float64'),
+        ({}, 'lacks views'),
+        ({'views': np.zeros((1, *VIEW), np.uint8), 'more': np.zeros(1)}, 'not know more'),
+        ({'views': np.zeros((1, 2, 28, 55, 3), np.uint8)}, r'views must be .*56, 3.*55, 3'),
+        ({'views': np.zeros(VIEW, np.uint8)}, r'views must be .*got uint8 \(2, 28, 56'),
+        ({'views': np.zeros((1, *VIEW))}, 'views must be uint8.*got float64'),
     ],
 )
 def test_wrong_inputs_are_named(folder, inputs, message):
@@ -41,11 +43,11 @@ def test_wrong_inputs_are_named(folder, inputs, message):
 
 def test_a_slice_of_a_larger_array_is_taken_as_its_values(folder):
     vision = session.open_session(folder / 'vision.onnx', threads=1)
-    roomy = np.random.default_rng(0).random((4, 16, 1176), np.float32)
-    part = roomy[1:3, 4:12]
-    expected = vision.run({'patches': part.copy()})['embeds']
-    assert np.array_equal(vision.run({'patches': part})['embeds'], expected)
-    assert not np.array_equal(vision.run({'patches': roomy[1:3, :8]})['embeds'], expected)
+    roomy = np.random.default_rng(0).integers(0, 256, (4, 2, 40, 56, 3), np.uint8)
+    part = roomy[1:3, :, 4:32]
+    expected = vision.run({'views': part.copy()})['embeds']
+    assert np.array_equal(vision.run({'views': part})['embeds'], expected)
+    assert not np.array_equal(vision.run({'views': roomy[1:3, :, :28]})['embeds'], expected)
 
 
 def test_a_cache_is_held_in_one_piece(folder):
@@ -64,17 +66,21 @@ def test_memory_that_nobody_holds_is_used_again_and_what_is_held_never_changes(f
     vision = session.open_session(folder / 'vision.onnx', threads=1)
 
     def see(value):
-        return vision.run({'patches': np.full((3, 8, 1176), value, np.float32)})['embeds']
+        return vision.run({'views': np.full((3, *VIEW), value, np.uint8)})['embeds']
 
     def address(array):
         return array.__array_interface__['data'][0]
 
+    see(0)  # the first run finds out what memory a run takes
     assert len({address(see(value)) for value in range(20)}) == 1  # nothing is allocated
     held = [see(value) for value in range(4)]
     assert len({address(one) for one in held}) == 4
     for value in range(20):
         see(value)
-    assert [one.mean().round(3) for one in held] == [0, 1, 2, 3]
+    means = [one.mean() for one in held]
+    np.testing.assert_allclose(
+        means, [(value / 255 - 0.5) / 0.25 for value in range(4)], rtol=1e-3
+    )
 
 
 def test_auto_says_what_it_takes(caplog):

@@ -57,9 +57,9 @@ def open_bundle(folder, **options):
     return Bundle.open(folder, backend='tensorrt', **options)
 
 
-def patches(manifest, views, seed=0):
-    shape = (views, manifest.tokens_per_view * manifest.merge**2, 1176)
-    return np.random.default_rng(seed).random(shape, np.float32)
+def pictures(manifest, views, seed=0):
+    shape = (views, manifest.view_frames, manifest.view_height, manifest.view_width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 # running
@@ -98,10 +98,10 @@ def test_the_ports_are_the_contracts(machine, folder):
 @pytest.mark.parametrize(
     ('inputs', 'message'),
     [
-        ({}, 'lacks patches'),
-        ({'patches': np.zeros((1, 8, 1175), np.float32)}, r'patches must be .*1176.*1175'),
-        ({'patches': np.zeros((7, 8, 1176), np.float32)}, r'\(7, .* is beyond .*\(1, .* to \(6,'),
-        ({'patches': np.zeros((0, 8, 1176), np.float32)}, r'\(0, .* is beyond'),
+        ({}, 'lacks views'),
+        ({'views': np.zeros((1, 2, 28, 55, 3), np.uint8)}, r'views must be .*56, 3.*55, 3'),
+        ({'views': np.zeros((7, 2, 28, 56, 3), np.uint8)}, r'\(7, .* is beyond .*\(1, .* to \(6,'),
+        ({'views': np.zeros((0, 2, 28, 56, 3), np.uint8)}, r'\(0, .* is beyond'),
     ],
 )
 def test_wrong_inputs_are_named(machine, folder, inputs, message):
@@ -114,21 +114,21 @@ def test_a_view_that_is_not_contiguous_is_taken_as_its_values(machine, folder):
     machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    wide = patches(bundle.manifest, 4)
+    wide = pictures(bundle.manifest, 4)
     part = wide[::2]
-    expected = vision.run({'patches': part.copy()})['embeds']
-    assert np.array_equal(vision.run({'patches': part})['embeds'], expected)
-    assert not np.array_equal(vision.run({'patches': wide[:2]})['embeds'], expected)
+    expected = vision.run({'views': part.copy()})['embeds']
+    assert np.array_equal(vision.run({'views': part})['embeds'], expected)
+    assert not np.array_equal(vision.run({'views': wide[:2]})['embeds'], expected)
 
 
 def test_nothing_is_allocated_once_warm(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    vision.run({'patches': patches(bundle.manifest, 1)})
+    vision.run({'views': pictures(bundle.manifest, 1)})
     before = driver.calls['allocate'], driver.calls['allocate_host'], driver.used()
     for views in (6, 2, 1, 6, 2):  # the largest too: buffers are of its size from the start
-        vision.run({'patches': patches(bundle.manifest, views)})
+        vision.run({'views': pictures(bundle.manifest, views)})
     assert (driver.calls['allocate'], driver.calls['allocate_host'], driver.used()) == before
 
 
@@ -136,7 +136,7 @@ def test_a_closed_session_gives_all_memory_back(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    vision.run({'patches': patches(bundle.manifest, 1)})
+    vision.run({'views': pictures(bundle.manifest, 1)})
     assert driver.used() > SCRATCH
     del vision
     gc.collect()
@@ -148,17 +148,17 @@ def test_many_threads_get_their_own_answers(machine, folder):
     machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    inputs = [patches(bundle.manifest, 1 + seed % 3, seed) for seed in range(12)]
+    inputs = [pictures(bundle.manifest, 1 + seed % 3, seed) for seed in range(12)]
     answers = [None] * len(inputs)
 
     def work(index):
-        answers[index] = vision.run({'patches': inputs[index]})['embeds']
+        answers[index] = vision.run({'views': inputs[index]})['embeds']
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(len(inputs))]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for given, answer in zip(inputs, answers, strict=True):
-        assert np.array_equal(vision.run({'patches': given})['embeds'], answer)
+        assert np.array_equal(vision.run({'views': given})['embeds'], answer)
 
 
 def test_the_texts_lane_yields(machine, folder):
@@ -183,13 +183,13 @@ def test_embeds_go_from_vision_to_prefill_without_the_host(machine, folder):
         'position_ids': np.zeros((3, 1, tokens), np.int64),
         'skill_override': np.full(len(m.levels), -1),
     }
-    seen = {'patches': patches(m, 2)}
+    seen = {'views': pictures(m, 2)}
     expected = prefill.run({**rest, **vision.run(seen)})
     driver.calls.clear()
     kept = vision.run(seen, keep=['embeds'])
     assert driver.calls['download'] == 0
     answer = prefill.run({**rest, **kept})
-    assert driver.calls['upload'] == 4  # patches, and three that are the host's own
+    assert driver.calls['upload'] == 4  # views, and three that are the host's own
     assert all(np.array_equal(answer[name], expected[name]) for name in expected)
     assert np.array_equal(kept['embeds'].numpy(), vision.run(seen)['embeds'])
     with pytest.raises(ValueError, match='nothing cannot be kept'):
@@ -223,14 +223,14 @@ def test_what_is_kept_never_changes(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    first = vision.run({'patches': patches(bundle.manifest, 2, 1)}, keep=['embeds'])['embeds']
+    first = vision.run({'views': pictures(bundle.manifest, 2, 1)}, keep=['embeds'])['embeds']
     before = first.numpy()
-    second = vision.run({'patches': patches(bundle.manifest, 2, 2)}, keep=['embeds'])['embeds']
+    second = vision.run({'views': pictures(bundle.manifest, 2, 2)}, keep=['embeds'])['embeds']
     assert np.array_equal(first.numpy(), before)
     assert not np.array_equal(second.numpy(), before)
     used, address = driver.used(), first.address
     del first
-    third = vision.run({'patches': patches(bundle.manifest, 2, 3)}, keep=['embeds'])['embeds']
+    third = vision.run({'views': pictures(bundle.manifest, 2, 3)}, keep=['embeds'])['embeds']
     assert (driver.used(), third.address) == (used, address)  # what nobody holds is used again
 
 
@@ -288,10 +288,10 @@ def test_the_second_run_of_a_shape_is_recorded_and_the_third_replayed(machine, f
     vision = bundle.session('vision')
     answers = []
     for _ in range(4):
-        answers.append(vision.run({'patches': patches(bundle.manifest, 2)})['embeds'])
+        answers.append(vision.run({'views': pictures(bundle.manifest, 2)})['embeds'])
     assert (driver.calls['record'], driver.calls['launch']) == (1, 2)
     executed = trt.faults.execute_calls
-    other = vision.run({'patches': patches(bundle.manifest, 2, seed=9)})['embeds']
+    other = vision.run({'views': pictures(bundle.manifest, 2, seed=9)})['embeds']
     assert trt.faults.execute_calls == executed  # new pictures, the same work
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     assert not np.array_equal(other, answers[0])
@@ -301,9 +301,9 @@ def test_another_shape_between_spoils_no_recording(machine, folder):
     driver, _ = machine()
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    expected = {n: vision.run({'patches': patches(bundle.manifest, n)})['embeds'] for n in (1, 2)}
+    expected = {n: vision.run({'views': pictures(bundle.manifest, n)})['embeds'] for n in (1, 2)}
     for views in (1, 2, 1, 2, 2, 1):  # the fake raises where a recording's context was changed
-        answer = vision.run({'patches': patches(bundle.manifest, views)})['embeds']
+        answer = vision.run({'views': pictures(bundle.manifest, views)})['embeds']
         assert np.array_equal(answer, expected[views])
     assert driver.calls['record'] == 2
 
@@ -314,13 +314,13 @@ def test_only_so_many_recordings_are_kept(machine, folder, monkeypatch):
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
     for views in (1, 1, 2, 2, 3, 3):
-        vision.run({'patches': patches(bundle.manifest, views)})
+        vision.run({'views': pictures(bundle.manifest, views)})
     assert driver.calls['record'] == 3
     gc.collect()
     assert len(driver.graphs) == 2
     driver.calls.clear()
-    vision.run({'patches': patches(bundle.manifest, 3)})  # still there
-    vision.run({'patches': patches(bundle.manifest, 1)})  # the oldest has gone: recorded again
+    vision.run({'views': pictures(bundle.manifest, 3)})  # still there
+    vision.run({'views': pictures(bundle.manifest, 1)})  # the oldest has gone: recorded again
     assert (driver.calls['launch'], driver.calls['record']) == (1, 1)
 
 
@@ -332,7 +332,7 @@ def test_a_graph_with_conditions_is_never_recorded(machine, folder, monkeypatch,
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
     for _ in range(4):
-        vision.run({'patches': patches(bundle.manifest, 2)})
+        vision.run({'views': pictures(bundle.manifest, 2)})
     assert driver.calls['record'] == 0
     assert "vision: CUDA graphs: none, it has {'CONDITION': 3}" in caplog.text
 
@@ -365,7 +365,7 @@ def test_a_driver_that_cannot_record_is_told_of_once(machine, folder, caplog):
     driver.forbids_capture = True
     bundle = open_bundle(folder)
     vision = bundle.session('vision')
-    answers = [vision.run({'patches': patches(bundle.manifest, 2)})['embeds'] for _ in range(5)]
+    answers = [vision.run({'views': pictures(bundle.manifest, 2)})['embeds'] for _ in range(5)]
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
     warnings = [one.message for one in caplog.records if one.levelno == logging.WARNING]
     assert len(warnings) == 1
@@ -514,7 +514,7 @@ def test_sizes_are_the_manifests(machine, folder):
     bundle = open_bundle(folder)
     m, n = bundle.manifest, bundle.manifest.tokens_per_view
     sizes = dynamic_sizes(m)
-    assert sizes['vision']['patches'] == (1, 2, 6)
+    assert sizes['vision']['views'] == (1, 2, 6)
     assert sizes['prefill']['input_ids'][2] == sizes['action']['past_k'][2] == m.max_prompt_tokens
     assert sizes['decode']['past_k'][2] == m.max_prompt_tokens + m.max_new_tokens
     for three in (three for graph in sizes.values() for three in graph.values()):
@@ -629,7 +629,7 @@ def test_all_errors_of_the_parser_are_listed(machine, folder):
 def test_out_of_memory_is_told_with_the_remedy(machine, folder, phase):
     _, trt = machine()
     bundle = open_bundle(folder)
-    inputs = {'patches': patches(bundle.manifest, 1)}
+    inputs = {'views': pictures(bundle.manifest, 1)}
     setattr(trt.faults, phase, '[defaultAllocator.cpp] Cuda Runtime (out of memory)')
     with pytest.raises(BackendError, match='out of memory.*lower --workspace'):
         bundle.session('vision').run(inputs)
@@ -639,7 +639,7 @@ def test_a_gpu_too_small_for_the_buffers_is_told_of(machine, folder):
     machine(memory=SCRATCH + 1000)
     bundle = open_bundle(folder)
     with pytest.raises(BackendError, match='out of memory.*--precision float16'):
-        bundle.session('vision').run({'patches': patches(bundle.manifest, 6)})
+        bundle.session('vision').run({'views': pictures(bundle.manifest, 6)})
 
 
 def test_a_build_that_fails_leaves_nothing(machine, folder, tmp_path):
@@ -692,7 +692,7 @@ def test_a_size_that_nobody_names_is_refused(machine, folder, monkeypatch):
     bundle = open_bundle(folder)
     sizes = dynamic_sizes(bundle.manifest)
     monkeypatch.setattr('mose_ros.engine.bundle.dynamic_sizes', lambda m: {**sizes, 'vision': {}})
-    with pytest.raises(BackendError, match='input patches has a dynamic size, but nobody says'):
+    with pytest.raises(BackendError, match='input views has a dynamic size, but nobody says'):
         bundle.session('vision')
 
 
@@ -703,9 +703,9 @@ def test_sizes_that_do_not_fit_the_graph_are_named(machine, folder, monkeypatch)
     trt.faults.profile_error = 'no'
     with pytest.raises(BackendError, match='its sizes are refused'):
         bundle.session('vision')
-    wrong = {**sizes, 'vision': {'patches': (3, 2, 1)}}
+    wrong = {**sizes, 'vision': {'views': (3, 2, 1)}}
     monkeypatch.setattr('mose_ros.engine.bundle.dynamic_sizes', lambda m: wrong)
-    with pytest.raises(BackendError, match=r'input patches \(-1, .*does not get the sizes \(3, '):
+    with pytest.raises(BackendError, match=r'input views \(-1, .*does not get the sizes \(3, '):
         bundle.session('vision')
 
 
@@ -715,7 +715,7 @@ def test_shapes_that_cannot_be_inferred_are_told_of(machine, folder):
     vision = bundle.session('vision')
     trt.faults.shape_error = 'IShapeLayer: broadcast of 3 and 2'
     with pytest.raises(BackendError, match='cannot infer shapes .IShapeLayer: broadcast'):
-        vision.run({'patches': patches(bundle.manifest, 1)})
+        vision.run({'views': pictures(bundle.manifest, 1)})
 
 
 def test_a_gpu_that_onnx_runtime_can_use_is_used(machine, folder, monkeypatch, caplog):
@@ -734,7 +734,11 @@ def test_a_gpu_that_onnx_runtime_can_use_is_used(machine, folder, monkeypatch, c
     with pytest.warns(UserWarning):
         opened = session.open_session(path, backend='onnxruntime')
     assert 'does not start here' in caplog.text and 'the CPU does it' in caplog.text
-    assert opened.run({'patches': np.zeros((1, 8, 1176), np.float32)})['embeds'].shape == (1, 2, 8)
+    assert opened.run({'views': np.zeros((1, 2, 28, 56, 3), np.uint8)})['embeds'].shape == (
+        1,
+        2,
+        8,
+    )
     machine(gpus=0)
     assert session.choose_provider()[0] == 'CPU'
 

@@ -2,12 +2,22 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
+from mose_ros.core import vision
 from mose_ros.modeling.config import preset
-from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture, SkillRouter, attend, pick_by_branch
+from mose_ros.modeling.mose import (
+    MoseQwen2VL,
+    SkillMixture,
+    SkillRouter,
+    attend,
+    attend_in_products,
+    hide,
+    pick_by_branch,
+)
 from mose_ros.modeling.mose import pick_by_group as pick
 from mose_ros.modeling.qwen2vl import hf_config
 
@@ -48,6 +58,25 @@ def test_the_tower_equals_hugging_faces(tmp_path):
     torch.testing.assert_close(embeds.flatten(0, 1), want.pooler_output)
     alone = network.see(patches[:1])[1]
     assert not torch.allclose(alone[0], embeds[1])
+
+
+@torch.no_grad()
+def test_pictures_are_seen_as_their_patches_are():
+    config, network = make()
+    view = config.vision
+    shape = (3, view.frames, view.view_height, view.view_width, 3)
+    pictures = torch.randint(256, shape, dtype=torch.uint8)
+    normal = vision.normalize(pictures.numpy())
+    patches = torch.from_numpy(
+        np.stack([vision.patchify(one, view.patch, view.merge) for one in normal])
+    )
+
+    cut = network.cut(pictures).unflatten(-1, (-1, view.patch**2, 3))
+    want = patches.unflatten(-1, (3, view.frames, -1)).permute(0, 1, 3, 4, 2)
+    torch.testing.assert_close(cut, want, atol=1e-6, rtol=0)
+    want = network.see(patches)[1]
+    torch.testing.assert_close(network.see_pictures(pictures), want)
+    assert not torch.allclose(network.see_pictures(pictures.flip(3)), want, atol=1e-3)
 
 
 @torch.no_grad()
@@ -192,3 +221,15 @@ def test_attention_in_bfloat16_equals_that_in_float32(causal):
     got = attend(q.bfloat16(), k.bfloat16(), v.bfloat16(), mask, causal=causal)
     torch.testing.assert_close(got.float(), want, atol=0.03, rtol=0.03)
     assert not torch.allclose(attend(q, k, v.flip(2), mask, causal=causal), want, atol=0.03)
+
+
+@pytest.mark.parametrize('groups', [2, 4])
+def test_attention_in_products_is_attention(groups):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 9, 8), torch.randn(2, groups, 9, 8), torch.randn(2, groups, 9, 8)
+    mask = torch.rand(1, 1, 9, 9) < 0.7
+    want = attend(q, k, v, mask)
+    bias = hide(mask, 4 // groups, torch.float32)
+    torch.testing.assert_close(attend_in_products(q, k, v, bias), want)
+    torch.testing.assert_close(attend_in_products(q, k, v), attend(q, k, v))
+    assert not torch.allclose(attend_in_products(q, k, v), want, atol=1e-2)

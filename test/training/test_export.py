@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mose_ros.core import prompt
+from mose_ros.core import vision as core_vision
 from mose_ros.core.action import PROPRIO, Normalizer
 from mose_ros.core.bundle import GRAPHS, Manifest
 from mose_ros.core.skills import Taxonomy
@@ -128,12 +129,16 @@ def test_routers_keep_float32(made):
 def test_the_vision_graph_takes_any_number_of_views(made, views):
     driver, folder, _ = made
     vision = session.open_session(folder / 'vision.onnx', threads=1)
-    patches = driver.config.fake_batch(1, views=views).patches[0]
+    m = Manifest.load(folder)
+    shape = (views, m.view_frames, m.view_height, m.view_width, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    normal = core_vision.normalize(pictures, m.mean, m.std)
+    patches = np.stack([core_vision.patchify(view, m.patch, m.merge) for view in normal])
     with torch.no_grad():
-        want = weights.rounded(driver).vlm.see(patches)[1].numpy()
-    got = vision.run({'patches': patches.numpy()})['embeds']
+        want = weights.rounded(driver).vlm.see(torch.from_numpy(patches))[1].numpy()
+    got = vision.run({'views': pictures})['embeds']
     np.testing.assert_allclose(got, want, atol=1e-4)
-    assert not np.allclose(got[:1], vision.run({'patches': -patches.numpy()})['embeds'][:1])
+    assert not np.allclose(got[:1], vision.run({'views': 255 - pictures})['embeds'][:1])
 
 
 def test_expert_groups_survive_the_export(tmp_path):
