@@ -1,11 +1,78 @@
 """Reports of measurements as markdown: every figure of the documents comes from here, none is typed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 START, END = '<!-- made by `engine table`: begin -->', '<!-- end -->'
 Report = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a report must show; `keys` lead to the figure, two of them to their quotient."""
+
+    what: str
+    keys: Sequence[str]
+    least: float | None = None
+    most: float | None = None
+    inverse: bool = False  # 1 / figure is meant
+
+    def found(self, report: Report) -> float | None:
+        """Return the figure, None where the report has it not."""
+        values = [_at(report, key.split('.')) for key in self.keys]
+        if None in values:
+            return None
+        value = values[0] / values[1] if len(values) == 2 else float(values[0])
+        return 1 / value if self.inverse else value
+
+    def met(self, value: float) -> bool:
+        """Return whether the figure is good enough."""
+        above = self.least is None or value >= self.least
+        return above and (self.most is None or value <= self.most)
+
+    def wanted(self) -> str:
+        """Return the limits in words."""
+        if self.least is not None and self.most is not None:
+            return f'{self.least:g} to {self.most:g}'
+        return f'>= {self.least:g}' if self.most is None else f'<= {self.most:g}'
+
+
+GOALS = (
+    Goal('PyTorch eager over ours', ['compare.torch_eager.ratio'], least=2.0),
+    Goal('torch.compile over ours', ['compare.torch_compile.ratio'], least=1.2),
+    Goal(
+        'our float32 over our int8, vision + prefill',
+        ['compare.int8.vision_prefill.ratio'],
+        least=1.3,
+        inverse=True,
+    ),
+    Goal('6 views over 2, vision + prefill', ['views.ratio_6_to_2'], least=2.4),
+    Goal('6 views over 1', ['views.ratio_6_to_1'], least=4.0),
+    Goal(
+        'dense over ours, by what their FLOPs say',
+        ['compare.dense.ratio', 'compare.dense.flops_ratio'],
+        least=0.95,
+        most=1.05,
+    ),
+    Goal('token experts over ours, end to end', ['compare.token_moe.ratio'], least=1.0),
+    Goal('token experts over ours, the block', ['compare.token_moe.block.ratio'], least=1.0),
+    Goal('chosen expert over a constant one', ['expert_selection.if.ratio'], most=1.05),
+    Goal('share of the GEMM peak, vision + prefill', ['gemm_share'], least=0.5),
+    Goal('the whole over the sum of its stages', ['end_to_end.to_stages'], most=1.15),
+    Goal('p99 over p50', ['end_to_end.p99_to_p50'], most=1.3),
+    Goal('p99 with a text over without', ['reasoning_interference.p99_ratio'], most=1.1),
+    Goal('resident memory flat over the soak (1: yes)', ['soak.resident.flat'], least=1.0),
+)
+
+
+def _at(report: Any, path: Sequence[str]) -> Any:
+    for key in path:
+        if not isinstance(report, Mapping) or key not in report:
+            return None
+        report = report[key]
+    return report
 
 
 def write(reports: Sequence[tuple[str, Report]], into: Path) -> None:
@@ -29,7 +96,7 @@ def render(reports: Sequence[tuple[str, Report]]) -> str:
     """Return all tables; a report is called by its file."""
     if not reports:
         raise ValueError('there is no report to make a table of')
-    sections = [_measured(reports)]
+    sections = [_measured(reports), _goals(reports)]
     sections += [make(name, report) for name, report in reports for make in _SECTIONS]
     return '\n'.join(section for section in sections if section)
 
@@ -44,6 +111,18 @@ def _measured(reports) -> str:
         cells = (name, f'`{report.get("command", "")}`', box['processor'], load)
         lines.append(_line([*cells, report['commit'][:9]]))
     return '\n'.join(lines) + '\n'
+
+
+def _goals(reports: Sequence[tuple[str, Report]]) -> str:
+    """Return what was wanted and what was found, in the first report that has it."""
+    rows = []
+    for goal in GOALS:
+        values = [(name, goal.found(report)) for name, report in reports]
+        name, value = next(((n, v) for n, v in values if v is not None), ('', None))
+        verdict = 'not measured' if value is None else 'yes' if goal.met(value) else '**no**'
+        found = '' if value is None else f'{value:.2f}'
+        rows.append([goal.what, goal.wanted(), found, verdict, name])
+    return _section('Goals', '', ['goal', 'wanted', 'found', 'met', 'report'], rows)
 
 
 def _stages(name: str, report: Report) -> str:

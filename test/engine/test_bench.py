@@ -159,6 +159,28 @@ def test_tables_go_between_the_marks_of_a_document(folder, tmp_path, capsys):
     assert 'has no lines' in capsys.readouterr().err
 
 
+def test_goals_are_judged_by_the_reports_figures():
+    good = {'gemm_share': 0.6, 'compare': {'dense': {'ratio': 0.9, 'flops_ratio': 0.93}}}
+    bad = {'gemm_share': 0.4, 'compare': {'dense': {'ratio': 0.8, 'flops_ratio': 0.93}}}
+    texts = {}
+    for report in (good, bad):
+        goals = tables._goals([('mine', report)])
+        for line in goals.splitlines()[4:]:
+            what, _, found, met, _ = [cell.strip() for cell in line.strip('|').split('|')]
+            texts.setdefault(what, []).append((found, met))
+    assert texts['share of the GEMM peak, vision + prefill'] == [
+        ('0.60', 'yes'),
+        ('0.40', '**no**'),
+    ]
+    assert texts['dense over ours, by what their FLOPs say'] == [
+        ('0.97', 'yes'),
+        ('0.86', '**no**'),
+    ]
+    assert texts['6 views over 1'] == [('', 'not measured')] * 2
+    faster = tables.Goal('', ['a'], least=1.3, inverse=True)
+    assert faster.met(faster.found({'a': 0.7})) and not faster.met(faster.found({'a': 0.8}))
+
+
 def test_twins_are_kept_by_what_they_are_made_of(monkeypatch, tmp_path, folder):
     commands = []
 
