@@ -24,12 +24,27 @@ class PictureCheck:
         self._shape: tuple[int, int] | None = None
         self._digest, self._times = 0, 0
         self._place = (0.0, 0.0)  # where the car was when this picture was first seen
+        self._stamp = math.nan
+        self._verdict: str | ValueError = ''  # of the last picture
 
-    def check(self, picture: UInt8[np.ndarray, 'H W 3'], place: tuple[float, float]) -> str:
+    def check(
+        self, stamp: float, picture: UInt8[np.ndarray, 'H W 3'], place: tuple[float, float]
+    ) -> str:
         """Return what is unusual about a picture that serves, or nothing; ValueError says why one doesn't.
 
-        `place`: x, y of the car in the world.
+        A picture may be shown again, with its stamp: it is judged once. `place`: x, y of the car in the world.
         """
+        if stamp != self._stamp:
+            self._stamp = stamp
+            try:
+                self._verdict = self._judge(picture, place)
+            except ValueError as error:
+                self._verdict = error
+        if isinstance(self._verdict, ValueError):
+            raise self._verdict
+        return self._verdict
+
+    def _judge(self, picture, place) -> str:
         note = self._check_size(picture.shape[:2])
         rows = picture[:: max(1, len(picture) // ROWS)]
         green = rows[:, :, 1].astype(np.int16)

@@ -233,12 +233,13 @@ class ViewRouterNode(NetworkNode):
                 if name not in frames:
                     raise NotReady('no picture yet')
                 msg = frames[name]
-                age = stamp - conversions.seconds(msg.header.stamp)
+                taken = conversions.seconds(msg.header.stamp)
+                age = stamp - taken
                 if abs(age) > self.parameters.camera_timeout_s:
                     raise NotReady(f'the picture is {age:.2f} s old' if age < 1e4 else 'is lost')
                 picture = read(msg)
                 health.seen(picture)
-                note = self._checks[name].check(picture, place)
+                note = self._checks[name].check(taken, picture, place)
                 level, said, more = (WARN, note, {}) if note else (OK, 'arrives', {})
                 pictures[name] = picture
             except NotReady as error:

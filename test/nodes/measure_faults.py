@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=3, help='how often each is injected (3)')
     parser.add_argument('--only', default='', metavar='REGEX', help='faults whose name it finds')
     parser.add_argument('--limit', type=float, default=0.0, metavar='S', help='begin none later')
+    parser.add_argument('--busy', action='store_true', help='say that others were at work')
     parser.add_argument('--table', action='store_true', help='only write the table anew')
     options = parser.parse_args()
     if not options.table:
@@ -76,7 +77,8 @@ def _measure(options):
                     _say(fault, sample)
             finally:
                 bench.close()
-    return [_row(name, samples) for name, samples in found.items()], wrong
+    rows = [_row(name, samples) for name, samples in found.items()]
+    return [row | {'busy': options.busy} for row in rows], wrong
 
 
 def _say(fault, sample) -> None:
@@ -139,6 +141,7 @@ def _write_table() -> None:
             times += f', in {row["noticed_in"]} of {row["runs"]}'
         way = '' if row['stop_m'] is None else f'{row["stop_m"]:.1f} ({row["stop_min_m"]:.1f})'
         again = 'not' if row['recovered_s'] is None else f'{row["recovered_s"]:.1f}'
+        times += ' \\*' if row['busy'] else ''
         cells = [row['name'], times, row['reaction'], row['unsafe_commands'], way, again]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     text = PAGE.read_text(encoding='utf-8')
