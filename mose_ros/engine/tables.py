@@ -326,7 +326,9 @@ def _parity(found: Mapping[str, Any]) -> str:
     """Return the parity in a few words: how far trajectories are apart at most, and whether skills and views agree."""
     words = []
     if found.get('trajectory_max_m') is not None:
-        words.append(f'{found["trajectory_max_m"]:.1e} m')
+        words.append(f'{found["trajectory_max_m"]:.1e} m at most')
+    if 'trajectory_mean_m' in found:
+        words.append(f'{found["trajectory_mean_m"]:.1e} m on average')
     if 'skills_equal' in found:
         words.append('same skills' if found['skills_equal'] else 'OTHER SKILLS')
     if 'views_equal_share' in found:
