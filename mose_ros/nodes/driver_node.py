@@ -67,7 +67,8 @@ class DriverNode(NetworkNode):
         super().__init__('driver', DriverParameters, **options)
         self._driver = self._planner = self._speaker = self._bearings = None
         self._newest: Answer | None = None
-        self.create_service(Trigger, '~/explain', self._on_explain)
+        service = self._on_explain
+        self.create_service(Trigger, '~/explain', service, callback_group=self.patient)
 
     def configure(self) -> None:
         p = self.parameters

@@ -18,6 +18,7 @@ import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import SetParametersResult
 from rclpy import lifecycle
+from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.clock import Clock, ClockType
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.lifecycle import LifecyclePublisher, TransitionCallbackReturn
@@ -69,6 +70,8 @@ class ManagedNode(lifecycle.Node):
         self.create_timer(HEARTBEAT_S, self._beat, clock=self.steady)
         self.create_timer(1.0, self._publish_health, clock=self.steady)
         self.add_on_set_parameters_callback(self._set_parameters)
+        # of services that take long: in the node's own group nothing else would be called meanwhile
+        self.patient = ReentrantCallbackGroup()
         self.create_service(SetBool, '~/set_enabled', self._on_set_enabled)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self._autostart = (
@@ -154,7 +157,7 @@ class ManagedNode(lifecycle.Node):
         return call
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what takes long in a thread of its own, while the executor goes on; for callbacks of services.
+        """Run what takes long in a thread of its own, while the executor goes on; for services in the group `patient`.
 
         Polled, since a coroutine that waits for a rclpy future is resumed again and again without a pause.
         """

@@ -43,7 +43,8 @@ class NetworkNode(ManagedNode):
     def __init__(self, name: str, kind: type[NetworkParameters], **options):
         super().__init__(name, kind, **options)
         self._is_reloading = False
-        self.create_service(Trigger, '~/reload_bundle', self._on_reload)
+        service = self._on_reload
+        self.create_service(Trigger, '~/reload_bundle', service, callback_group=self.patient)
 
     def load(self, bundle: Bundle) -> T:
         """Return what runs the bundle, warmed up; ValueError where this node can't take it. Touches nothing that is in use."""

@@ -120,6 +120,21 @@ def test_another_bundle_takes_over_while_the_node_runs(drive, tmp_path):
     assert states == {'active'} and graph.driver._driver.manifest.name == 'other'
 
 
+def test_planning_goes_on_while_the_new_bundle_is_opened(drive, monkeypatch):
+    graph, _, ear = drive
+    load = graph.driver.load
+
+    def slow(bundle):
+        time.sleep(2.0)
+        return load(bundle)
+
+    monkeypatch.setattr(graph.driver, 'load', slow)
+    count = {topic: len(ear.heard[topic]) for topic in ('driver/heartbeat', 'trajectory')}
+    assert call(ear, 'driver/reload_bundle').success
+    for topic, before in count.items():
+        assert len(ear.heard[topic]) - before >= 5, f'{topic} fell silent'
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
