@@ -26,7 +26,7 @@ from mose_ros.engine.contestants import Engine, Graph, Peaks, Talking, Words
 from mose_ros.engine.counting import Cost
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.memory import MIB, peak_bytes, resident_bytes
-from mose_ros.engine.opponents import Opponent
+from mose_ros.engine.opponents import Opponent, OpponentError
 from mose_ros.engine.policy import Policy
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.turns import Contestant, Turn
@@ -89,7 +89,14 @@ def measure(asked: Asked) -> dict[str, Any]:
             field_['talking'] = Talking(talker)
         if 'views' in asked.parts:
             field_ |= _looking(bundle, scenery)
-        matches = [_MATCHES[name](name, asked, scenery, stack, tokens) for name in asked.compare]
+        matches, failed = [], {}
+        for name in asked.compare:
+            try:
+                matches.append(_MATCHES[name](name, asked, scenery, stack, tokens))
+            except OpponentError as error:
+                if name != 'torch_compile':
+                    raise
+                failed[name] = {'error': str(error)}  # a compiler that fails is a result
         for match in matches:
             field_ |= match.field
         field_ |= _ways(asked, tokens)
@@ -108,7 +115,8 @@ def measure(asked: Asked) -> dict[str, Any]:
         'peaks': best,
         **_stages(took['ours'], words.tokens, costs, best),
         'parity': dict(m.parity),
-        'compare': {one.name: one.row(took, counting.plan_flops(costs)) for one in matches},
+        'compare': {one.name: one.row(took, counting.plan_flops(costs)) for one in matches}
+        | failed,
         'memory': memory,
         'machine': machine() | load,
         'versions': versions(),

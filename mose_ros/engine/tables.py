@@ -156,6 +156,9 @@ def _stages(name: str, report: Report) -> str:
 def _compared(name: str, report: Report) -> str:
     rows = []
     for other, one in report.get('compare', {}).items():
+        if 'error' in one:
+            rows.append([other, 'failed', *[''] * 6, one['error'].replace('\n', ' ')])
+            continue
         large = one.get('vision_prefill')
         rows.append(
             [

@@ -6,7 +6,7 @@ import pytest
 
 from engine import bundles
 from mose_ros.core.rig import CAMERAS
-from mose_ros.engine import memory, peaks, tables, twins
+from mose_ros.engine import bench, memory, peaks, tables, twins
 from mose_ros.engine.__main__ import main
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import Engine
@@ -90,6 +90,21 @@ def test_a_network_that_cannot_be_made_is_told(folder, tmp_path, capsys, monkeyp
     assert main([*arguments, str(tmp_path)]) == 1
     said = capsys.readouterr().err
     assert 'needs the extra mose_ros[train]' in said and 'No module named mose_ros.no_such' in said
+
+
+def test_a_compiler_that_fails_is_a_row_and_eager_that_fails_an_error(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(bench, 'OPPONENT', 'mose_ros.no_such_room')
+    path = tmp_path / 'failed.json'
+    arguments = ['bench', str(folder), '--plans', '2', '--warmup', '0', '--parts', '']
+    arguments += ['--checkpoint', str(tmp_path), '--json', str(path), '--compare']
+    assert main([*arguments, 'torch_compile']) == 0
+    row = json.loads(path.read_text())['compare']['torch_compile']
+    assert 'has died with status 1' in row['error'] and 'no_such_room' in row['error']
+    assert '| torch_compile | failed |' in capsys.readouterr().out
+    assert main([*arguments, 'torch_eager']) == 1
+    assert 'torch_eager, which is compared, has died' in capsys.readouterr().err
 
 
 def test_scenery_shows_a_clip_or_noise_that_is_the_same_for_all(tmp_path):
