@@ -222,7 +222,7 @@ def _fit_acceleration(times, points, speed, curvature) -> float:
     basis = 0.5 * times[near] ** 2
     fit = float(basis @ (travelled - speed * times)[near] / (basis @ basis))
     first, last = np.array_split(travelled[times > 1.0], 2) if times[-1] > 1.3 else ([], [])
-    if len(first) and abs(np.mean(last) - np.mean(first)) < 0.12:
+    if len(last) and abs(np.mean(last) - np.mean(first)) < 0.12:
         # the plan is at rest within the window: a constant acceleration must end there, not run on into reverse
         remaining = max(float(np.mean(travelled[times > 1.0])), 0.05)
         fit = min(fit, -(speed**2) / (2.0 * remaining))

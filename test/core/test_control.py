@@ -180,3 +180,11 @@ def test_braking_refuses_what_is_not_finite():
     for bad in ((np.nan, 2.5, (0.0, 0.0, 0.0)), (8.0, 2.5, (np.inf, 0.0, 0.0))):
         with pytest.raises(ValueError, match='not finite'):
             TrajectoryTracker().brake(plan(np.ones((15, 2))), *bad)
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_plan_of_few_and_far_points_is_followed_without_a_mean_of_nothing():
+    far = plan(np.array([[3.5, 0.0], [7.0, 0.0]]), dt=0.7)
+    near = plan(np.array([[3.5, 0.0], [3.6, 0.0]]), dt=0.7)
+    commands = [TrajectoryTracker(METADRIVE).command(one, 5.0) for one in (far, near)]
+    assert commands[0].brake < 0.05 < commands[1].brake
