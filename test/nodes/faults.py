@@ -77,7 +77,9 @@ def _pause(bench):
     bench.car.is_paused, began = True, time.monotonic()
 
     def heal():
-        bench.car.offset -= time.monotonic() - began
+        ended = time.monotonic()
+        bench.car.offset -= ended - began
+        bench.car.pauses.append((began, ended))
         bench.car.is_paused = False
 
     return heal

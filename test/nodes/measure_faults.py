@@ -23,9 +23,13 @@ from mose_ros.nodes.processes import DomainLock
 ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / 'docs' / 'reliability.json', ROOT / 'docs' / 'reliability.md'
 MARKS = ('<!-- faults: made by `make faults` -->', '<!-- end of faults -->')
+DRIVE_MARKS = (
+    '<!-- camera faults: made by `python -m nodes.faulty_drive` -->',
+    '<!-- end of camera faults -->',
+)
 HEAD = (
-    '| fault | noticed after ms: p50 (max) | reaction | unsafe commands | stopped within m (least possible) '
-    '| drives again after s |\n|---|---|---|---|---|---|'
+    '| fault | times | noticed after ms: p50 (max) | reaction | unsafe commands | stopped within m (least possible) '
+    '| drives again after s |\n|---|---|---|---|---|---|---|'
 )
 
 
@@ -35,7 +39,9 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=3, help='how often each is injected (3)')
     parser.add_argument('--only', default='', metavar='REGEX', help='faults whose name it finds')
     parser.add_argument('--limit', type=float, default=0.0, metavar='S', help='begin none later')
-    parser.add_argument('--busy', action='store_true', help='say that others were at work')
+    parser.add_argument(
+        '--busy', action='store_true', help='others are at work: wait longer, say so'
+    )
     parser.add_argument('--table', action='store_true', help='only write the table anew')
     options = parser.parse_args()
     if not options.table:
@@ -65,7 +71,8 @@ def _measure(options):
             continue
         with tempfile.TemporaryDirectory(prefix='mose_ros_faults_') as folder:
             # else each fault would be waited for longer than the one before
-            bench = Bench(Path(folder), is_simulated, relapse_s=0.0)
+            patience = 4.0 if options.busy else 1.0
+            bench = Bench(Path(folder), is_simulated, patience, relapse_s=0.0)
             try:
                 for fault in these * options.repeats:
                     if options.limit and time.monotonic() - began > options.limit:
@@ -99,7 +106,10 @@ def _row(name, samples) -> dict:
     stopped = [s for s in samples if s.stop_m is not None]
     longest = max(stopped, key=lambda s: s.stop_m / least_m(s.speed), default=None)
     again = [s.recovered_s for s in samples]
-    reaction = Counter(' > '.join(s.states) or 'drives on' for s in samples).most_common(1)[0][0]
+    calm = (
+        'the vehicle brakes by itself' if stopped else 'drives on'
+    )  # the controller says nothing
+    reaction = Counter(' > '.join(s.states) or calm for s in samples).most_common(1)[0][0]
     return {
         'name': name,
         'runs': len(samples),
@@ -142,14 +152,50 @@ def _write_table() -> None:
         way = '' if row['stop_m'] is None else f'{row["stop_m"]:.1f} ({row["stop_min_m"]:.1f})'
         again = 'not' if row['recovered_s'] is None else f'{row["recovered_s"]:.1f}'
         times += ' \\*' if row['busy'] else ''
-        cells = [row['name'], times, row['reaction'], row['unsafe_commands'], way, again]
+        cells = [
+            row['name'],
+            row['runs'],
+            times,
+            row['reaction'],
+            row['unsafe_commands'],
+            way,
+            again,
+        ]
         lines.append(f'| {" | ".join(map(str, cells))} |')
     text = PAGE.read_text(encoding='utf-8')
-    before, after = text.split(MARKS[0])[0], text.split(MARKS[1])[1]
-    made = '\n'.join([MARKS[0], *lines, MARKS[1]])
+    text = _between(text, MARKS, lines)
+    text = _between(text, DRIVE_MARKS, _driven(json.loads(JSON.read_text())))
     partial = PAGE.with_name(f'{PAGE.name}.partial')
-    partial.write_text(before + made + after, encoding='utf-8')
+    partial.write_text(text, encoding='utf-8')
     os.replace(partial, PAGE)
+
+
+def _between(text, marks, lines) -> str:
+    before, after = text.split(marks[0])[0], text.split(marks[1])[1]
+    return before + '\n'.join([marks[0], *lines, marks[1]]) + after
+
+
+def _driven(kept) -> list[str]:
+    found = kept.get('camera_faults')
+    if found is None:
+        return ['Not run.']
+    runs = found['runs']
+    families = ', '.join(dict.fromkeys(run['family'] for run in runs))
+    kinds = ', '.join(dict.fromkeys(run['fault'] for run in runs))
+    on = sum(run['state'] in ('NORMAL', 'DEGRADED') for run in runs)
+    before = sum(bool(run['hit_without']) for run in runs)
+    caused = [run for run in runs if run['caused']]
+    lines = [
+        f'{len(runs)} pairs of episodes with {found["bundle"]} ({families}; seeds '
+        f'{sorted({run["seed"] for run in runs})}; {kinds}; front and front left camera): {on} drove on, {len(runs) - on} '
+        f'stopped; in {before} something was hit without any fault; **{len(caused)}** collisions came with a fault alone.'
+    ]
+    for run in caused:
+        events = '; '.join(event for events in run['hit'].values() for event in events)
+        lines.append(
+            f'- {run["family"]}, seed {run["seed"]}, {run["camera"]} camera {run["fault"]} ({run["state"]}): {events}'
+        )
+    return lines
 
 
 if __name__ == '__main__':

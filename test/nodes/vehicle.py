@@ -36,11 +36,13 @@ SIZE = (72, 128)
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """A command, when it left the controller, and when the pictures were taken whose stamp it carries (None: no picture's)."""
+    """A command that left the controller."""
 
     left: float  # steady clock
     command: VehicleCommand | None  # None: it was none, or not finite
-    seen: float | None
+    age: (
+        float | None
+    )  # s, of the pictures whose stamp it carries, pauses not counted; None: the stamp is no picture's
 
 
 def circle(metres):
@@ -56,6 +58,7 @@ class Vehicle(Node):
         self.x = self.y = self.yaw = self.speed = self.driven = 0.0
         self.offset = 0.0  # s that the clock of all stamps is set off by
         self.is_paused = False  # a simulator that stands still
+        self.pauses: list[tuple[float, float]] = []  # from, to; of those that are over
         self.change = {}  # camera -> function of its message that returns the messages to send
         self.change_odometry = lambda msg: msg  # None: it is lost
         self.heard: list[Heard] = []
@@ -133,10 +136,14 @@ class Vehicle(Node):
         except ValueError:
             command = None
         seen = self._given.get((msg.header.stamp.sec, msg.header.stamp.nanosec))
+        age = None if seen is None else left - seen - self._paused_between(seen, left)
         with self.lock:
-            self.heard.append(Heard(left=left, command=command, seen=seen))
+            self.heard.append(Heard(left=left, command=command, age=age))
         if command is not None:
             self._command, self._commanded = command, time.monotonic()
+
+    def _paused_between(self, start: float, end: float) -> float:
+        return sum(max(0.0, min(end, to) - max(start, since)) for since, to in self.pauses)
 
     def _on_state(self, msg: String) -> None:
         with self.lock:
@@ -175,6 +182,11 @@ class Vehicle(Node):
         self.y += metres * math.sin(self.yaw + slip)
         self.yaw += metres / model.rear_axle * math.sin(slip)
         self.driven += metres
+
+    def noticed(self, began: float, known: set[str]) -> list[tuple[float, str]]:
+        """Return what nodes have complained of since then that was not known before."""
+        with self.lock:
+            return [one for one in self.complaints if one[0] > began and one[1] not in known]
 
     @property
     def beside(self) -> float:
