@@ -282,7 +282,7 @@ class Match:
     theirs: str
     ours: str = 'ours'
     flops: int | None = None  # of their plan; None: as many as ours
-    same_weights: bool = False  # then their answers are held against ours
+    same_weights: bool = False  # then their answers are held against ours, else:
     parity: Mapping[str, Any] = field(default_factory=dict)  # of their bundle with its network
     facts: Mapping[str, Any] = field(default_factory=dict)
     block: bool = False  # one mixture alone was measured too
@@ -293,8 +293,7 @@ class Match:
         found = turns.versus(ours, theirs, LARGE)
         # a bundle of a test may have no products at all
         found['flops_ratio'] = 1.0 if self.flops in (None, flops) else self.flops / flops
-        apart = turns.apart(ours, theirs) if self.same_weights else {}
-        found['parity'] = {**self.parity, **apart}
+        found['parity'] = turns.apart(ours, theirs) if self.same_weights else dict(self.parity)
         if self.block:
             blocks = [[one.ms for one in took[name]] for name in ('block ours', 'block theirs')]
             found['block'] = {
