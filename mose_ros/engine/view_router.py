@@ -50,6 +50,15 @@ class ViewRouter:
         if not isinstance(bundle, Bundle):
             bundle = Bundle.open(bundle, backend=backend, threads=threads)
         self.manifest = bundle.manifest
+        self.aim(mode, force_view)
+        self._proprio = self.manifest.proprio_normalizer()
+        self._session = bundle.session('view_router', threads=1)  # too small for two
+        self._history: dict[str, deque] = {name: deque() for name in self.manifest.cameras}
+        most = min(os.cpu_count() or 1, len(self._history))
+        self._shrinkers = ThreadPoolExecutor(most, 'shrink')
+
+    def aim(self, mode: str, force_view: str) -> None:
+        """Choose views in this way from now on; ValueError for an unknown mode or view, which changes nothing."""
         if mode not in MODES:
             raise ValueError(f'no mode {mode!r} of the view router; known: {", ".join(MODES)}')
         if force_view and force_view not in self.manifest.cameras:
@@ -58,11 +67,6 @@ class ViewRouter:
         if force_view and mode != 'learned':
             _log.warning('force_view %s is ignored in mode %s', force_view, mode)
         self._mode, self._force_view = mode, force_view
-        self._proprio = self.manifest.proprio_normalizer()
-        self._session = bundle.session('view_router', threads=1)  # too small for two
-        self._history: dict[str, deque] = {name: deque() for name in self.manifest.cameras}
-        most = min(os.cpu_count() or 1, len(self._history))
-        self._shrinkers = ThreadPoolExecutor(most, 'shrink')
 
     def reset(self) -> None:
         """Forget all frames."""

@@ -94,6 +94,9 @@ class ManagedNode(lifecycle.Node):
     def cleanup(self) -> None:
         """Give back what `configure` took, as far as it got; may be called more than once."""
 
+    def take_over(self, wanted: NodeParameters) -> None:
+        """Put live changes of parameters to use where reading `parameters` each time does not; ValueError refuses them."""
+
     def reset(self) -> None:
         """Forget what was seen and done so far, as at the start of a drive."""
 
@@ -314,9 +317,11 @@ class ManagedNode(lifecycle.Node):
 
     def _set_parameters(self, given) -> SetParametersResult:
         try:
-            self.parameters = changed(self.parameters, {one.name: one.value for one in given})
+            wanted = changed(self.parameters, {one.name: one.value for one in given})
+            self.take_over(wanted)
         except ValueError as error:
             return SetParametersResult(successful=False, reason=str(error))
+        self.parameters = wanted
         return SetParametersResult(successful=True)
 
 

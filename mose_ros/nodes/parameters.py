@@ -94,6 +94,10 @@ def refusal(parameters: Any, name: str, value: Any) -> str:
         _check_choice(field, value)
     except ValueError as error:
         return str(error)
+    low, high = field.metadata['minimum'], field.metadata['maximum']
+    is_kind = type(value) is type(field.default) or isinstance(field.default, tuple)
+    if is_kind and (low is None or low <= value) and (high is None or value <= high):
+        return ''  # the node has a reason of its own
     return f'{name!r} can not be {value!r}: expected {_expected(field)}'
 
 

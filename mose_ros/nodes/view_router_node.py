@@ -29,8 +29,8 @@ WATCH_S = 0.05
 class ViewRouterParameters(NetworkParameters):
     """Parameters of the view router."""
 
-    mode: str = parameter('learned', 'how candidate views are chosen', choices=MODES)
-    force_view: str = parameter('', 'a camera that is always looked at')
+    mode: str = parameter('learned', 'how candidate views are chosen', choices=MODES, live=True)
+    force_view: str = parameter('', 'a camera that is always looked at', live=True)
     cameras: tuple[str, ...] = parameter(CAMERAS, 'names of the cameras that there are')
     camera_topic: str = parameter(
         '/carla/ego_vehicle/{camera}/image', 'topic of a camera; {camera} is its name'
@@ -122,6 +122,10 @@ class ViewRouterNode(NetworkNode):
 
     def take(self, loaded: ViewRouter) -> None:
         self._router, self._anchor = loaded, loaded.manifest.anchor
+
+    def take_over(self, wanted: ViewRouterParameters) -> None:
+        if self._router:
+            self._router.aim(wanted.mode, wanted.force_view)
 
     def reset(self) -> None:
         self._forget()

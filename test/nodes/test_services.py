@@ -4,7 +4,7 @@ import time
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
-from sensor_msgs.msg import JointState
+from sensor_msgs.msg import Image, JointState
 from std_msgs.msg import Float64, Header, String
 from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
@@ -116,6 +116,7 @@ def test_another_bundle_takes_over_while_the_node_runs(drive, tmp_path):
         assert answer.success and answer.message == f'{other} is in use'
     ear.wait('diagnostics', lambda msg: any('other runs on' in one.message for one in msg.status))
     ear.wait('trajectory', since=time.monotonic())
+    ear.wait('driver/heartbeat', since=time.monotonic())
     states = {msg.frame_id for _, msg in ear.heard['driver/heartbeat'][beats:]}
     assert states == {'active'} and graph.driver._driver.manifest.name == 'other'
 
@@ -190,6 +191,19 @@ def test_a_black_picture_is_masked_as_if_it_were_not_there(drive):
         'diagnostics',
         lambda msg: any('camera back' in s.name and 'black' in s.message for s in msg.status),
     )
+
+
+def test_where_to_look_is_changed_while_driving_and_nonsense_is_refused(drive):
+    graph, _, ear = drive
+    views = graph.spin(Ear(graph.context, views=Image))
+    [taken] = graph.router.set_parameters(overrides(force_view='back_right'))
+    assert taken.successful, taken.reason
+    views.wait('views', lambda msg: 'back_right' in msg.header.frame_id, timeout=20.0)
+    [refused] = graph.router.set_parameters(overrides(force_view='roof'))
+    assert not refused.successful and "no view 'roof'" in refused.reason
+    [unknown] = graph.router.set_parameters(overrides(mode='guess'))
+    assert 'choose one of learned, fixed, all' in unknown.reason
+    assert graph.router.parameters.force_view == 'back_right'
 
 
 def test_the_debug_topics_bear_autowares_names(drive):
