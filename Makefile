@@ -1,10 +1,11 @@
 # make drive: watch it drive.  make test: the whole test suite.  Both make their own environment first.
 # make faults: inject every fault into the running graph; writes docs/reliability.json and its table.
+# make fuzz: 100,000 hostile messages.  make soak: drive for an hour, then start and stop 100 times; what grows, what is left.
 VENV ?= .venv
 export VENV PYTHON
 PY = $(VENV)/bin/python
 
-.PHONY: help drive test check format faults
+.PHONY: help drive test check format faults fuzz soak
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -27,3 +28,11 @@ format:
 faults:
 	@scripts/environment.sh test
 	@PYTHONPATH=.:test OMP_NUM_THREADS=1 $(PY) -m nodes.measure_faults $(FAULTS_ARGS)
+
+fuzz:
+	@scripts/environment.sh test
+	@OMP_NUM_THREADS=1 $(PY) -m pytest test/test_fuzz.py -s --messages 100000 $(FUZZ_ARGS)
+
+soak:
+	@scripts/environment.sh drive
+	@exec $(PY) -m mose_ros.nodes.soak $(SOAK_ARGS)

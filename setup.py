@@ -90,6 +90,7 @@ setup(
             'doctor = mose_ros.nodes.doctor:main',
             'delivery = mose_ros.nodes.delivery:main',
             'policy = mose_ros.nodes.policy:main',
+            'soak = mose_ros.nodes.soak:main',
             'bag = mose_ros.nodes.bag_node:main',
             'cycles = mose_ros.nodes.cycles:main',
             'engine = mose_ros.engine.__main__:main',

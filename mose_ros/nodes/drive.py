@@ -62,7 +62,7 @@ def _parse(arguments) -> argparse.Namespace:
     add('--family', default='normal', help=f'scenario: {", ".join(FAMILIES)} (normal)')
     add('--seed', default='1', help='same seed, same episode (1)')
     add('--duration', type=float, default=0.0, metavar='S', help='end after so many seconds')
-    add('--bundle', default=str(_default_bundle()), help='folder of the exported network')
+    add('--bundle', default=str(default_bundle()), help='folder of the exported network')
     add('--json', metavar='FILE', help='write the figures of the drive')
     add('--video', metavar='FILE.mp4', help='film the drive')
     add(
@@ -76,7 +76,7 @@ def _parse(arguments) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _default_bundle() -> Path:
+def default_bundle() -> Path:
     near = ROOT / 'models' / 'mose-tiny'
     return near if near.exists() else Path(sys.prefix) / 'share/mose_ros/models/mose-tiny'
 
@@ -136,20 +136,14 @@ def check_params_file(path: str | Path) -> None:
 
 
 def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
-    domain = options.domain
-    if domain is None and os.environ.get('ROS_DOMAIN_ID'):
-        domain = int(os.environ['ROS_DOMAIN_ID'])
-    lock = DomainLock(domain)
-    os.environ['ROS_DOMAIN_ID'] = str(lock.number)
-    is_local = os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST') == 'LOCALHOST'
-    profile = find_config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
-    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
+    lock = take_domain(options.domain)
     folder = Path(tempfile.mkdtemp(prefix='mose_ros_drive_'))
     processes = Processes(folder)
     keep_logs = False
     started = time.monotonic()
     try:
-        _start(options, processes, folder)
+        start_world(options, processes, folder)
+        start_nodes(options, processes, folder)
         _watch(options, manifest, processes, stop, started)
     except Failed as error:
         keep_logs = True
@@ -161,28 +155,48 @@ def _drive(options, manifest: Manifest, stop: threading.Event) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start(options, processes: Processes, folder: Path) -> None:
-    """Start all nodes at once; the simulator waits for the others by itself."""
-    parameters = ['--params-file', str(find_config('drive.yaml'))]
-    if options.params_file:
-        parameters += ['--params-file', str(Path(options.params_file).resolve())]
-    common = ['--ros-args', '-r', f'__ns:={NAMESPACE}', *parameters]
-    for topic, source in {'odometry': 'odometry', 'route': 'waypoints'}.items():
-        common += ['-r', f'{topic}:=/carla/{ROLE}/{source}']
-    environment = {'ROS_LOG_DIR': str(folder / 'ros'), 'RCUTILS_COLORIZED_OUTPUT': '0'}
-    environment |= {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
-    bundle = ['-p', f'bundle:={Path(options.bundle).resolve()}']
-    wait = ['-p', f'wait_for:=[{", ".join((*NODES, "monitor"))}]']
+def take_domain(domain: int | None) -> DomainLock:
+    """Take a ROS domain and let this process and its children stay in it, and on this machine unless the user says otherwise."""
+    if domain is None and os.environ.get('ROS_DOMAIN_ID'):
+        domain = int(os.environ['ROS_DOMAIN_ID'])
+    lock = DomainLock(domain)
+    os.environ['ROS_DOMAIN_ID'] = str(lock.number)
+    is_local = os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST') == 'LOCALHOST'
+    profile = find_config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
+    os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
+    return lock
+
+
+def start_world(options, processes: Processes, folder: Path) -> None:
+    """Start the simulator, or what plays `--frames` in its place; it waits for the others by itself."""
+    own = ['-p', f'wait_for:=[{", ".join((*NODES, "monitor"))}]']
     if options.frames:
-        own = [*wait, '-p', f'frames:={Path(options.frames).resolve()}']
-        processes.start('replay', 'mose_ros.nodes.replay_node', [*common, *own], environment)
+        name, own = 'replay', [*own, '-p', f'frames:={Path(options.frames).resolve()}']
     else:
-        own = [*wait, '-p', f'family:={options.family}', '-p', f'seed:={options.seed}']
-        own += ['-p', f'renderer:={options.renderer}']
-        processes.start('simulator', 'mose_ros.nodes.simulator_node', [*common, *own], environment)
+        name, own = 'simulator', [*own, '-p', f'family:={options.family}']
+        own += ['-p', f'seed:={options.seed}', '-p', f'renderer:={options.renderer}']
+    words, environment = _ros_arguments(options, folder)
+    processes.start(name, f'mose_ros.nodes.{name}_node', [*words, *own], environment)
+
+
+def start_nodes(options, processes: Processes, folder: Path) -> None:
+    """Start the nodes that drive, all at once."""
+    words, environment = _ros_arguments(options, folder)
+    bundle = ['-p', f'bundle:={Path(options.bundle).resolve()}']
     for name in NODES:
         own = bundle if name != 'controller' else []
-        processes.start(name, f'mose_ros.nodes.{name}_node', [*common, *own], environment)
+        processes.start(name, f'mose_ros.nodes.{name}_node', [*words, *own], environment)
+
+
+def _ros_arguments(options, folder: Path) -> tuple[list[str], dict[str, str]]:
+    words = ['--ros-args', '-r', f'__ns:={NAMESPACE}']
+    words += ['--params-file', str(find_config('drive.yaml'))]
+    if options.params_file:
+        words += ['--params-file', str(Path(options.params_file).resolve())]
+    for topic, source in {'odometry': 'odometry', 'route': 'waypoints'}.items():
+        words += ['-r', f'{topic}:=/carla/{ROLE}/{source}']
+    environment = {'ROS_LOG_DIR': str(folder / 'ros'), 'RCUTILS_COLORIZED_OUTPUT': '0'}
+    return words, environment | {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1'}
 
 
 def _watch(options, manifest, processes, stop, started) -> None:

@@ -129,20 +129,32 @@ class Processes:
                 used[name] = (int(fields[11]) + int(fields[12])) / _HZ
         return used
 
-    def close(self, timeout_s: float = 4.0) -> None:
+    def pids(self) -> dict[str, int]:
+        """Return the process of each that still runs."""
+        return {name: one.pid for name, one in self._children.items() if one.poll() is None}
+
+    def end(self, name: str, timeout_s: float = 8.0) -> None:
+        """End one of them; a new one may take its name."""
+        _end([self._children.pop(name)], timeout_s)
+
+    def close(self, timeout_s: float = 8.0) -> None:
         """End all, politely, then not."""
-        for child in self._children.values():
-            if child.poll() is None:
-                child.send_signal(signal.SIGINT)
-        deadline = time.monotonic() + timeout_s
-        for child in self._children.values():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(max(0.0, deadline - time.monotonic()))
-        for child in self._children.values():
-            if child.poll() is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
+        _end(list(self._children.values()), timeout_s)
+
+
+def _end(children: Sequence[subprocess.Popen], timeout_s: float) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + timeout_s
+    for child in children:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(max(0.0, deadline - time.monotonic()))
+    for child in children:
+        if child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 _libc = ctypes.CDLL(None)
