@@ -147,8 +147,12 @@ def test_odometry_that_is_not_finite_brakes_and_is_reported(drive):
     heard, _ = ear.wait('vehicle_command', is_braking, since=lost)
     assert heard - lost < 0.5
     ear.wait('emergency', lambda msg: msg.data, since=lost)
-    reasons = [message for name, message in ear.states(ERROR).items() if 'controller' in name]
-    assert any('odometry is not finite' in message for message in reasons)
+
+    def is_told(msg):
+        told = [one.message for one in msg.status if 'controller' in one.name]
+        return any('odometry is not finite' in message for message in told)
+
+    ear.wait('diagnostics', is_told, since=lost)
     car.speed = 2.0
     ear.wait('vehicle_command', is_driving, since=heard)
 
