@@ -29,6 +29,7 @@ from mose_ros.engine.memory import MIB, peak_bytes, resident_bytes
 from mose_ros.engine.opponents import Opponent, OpponentError
 from mose_ros.engine.policy import Policy
 from mose_ros.engine.scenery import Scenery
+from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Contestant, Turn
 from mose_ros.engine.view_router import ViewRouter
 
@@ -38,6 +39,7 @@ COMPARED = ('torch_eager', 'torch_compile', 'token_moe', 'dense', 'int8')
 LARGE = ('vision', 'prefill')  # the stages that view selection and quantisation are about
 STEPS = (1, 2, 3, 4, 5, 7, 10, 20)  # of the flow
 REFERENCE_STEPS = 10
+TOKENS = 96  # of a mixture that is measured alone
 PRACTICE = 5  # plans after which a view has its past
 OPPONENT = 'mose_ros.training.opponent'
 
@@ -99,7 +101,7 @@ def measure(asked: Asked) -> dict[str, Any]:
                 failed[name] = {'error': str(error)}  # a compiler that fails is a result
         for match in matches:
             field_ |= match.field
-        field_ |= _ways(asked, tokens)
+        field_ |= _ways(asked, runs)
         load = os.getloadavg()[0]
         took = turns.take_turns(field_, asked.plans, asked.warmup)
         load = {'load_before': load, 'load_after': os.getloadavg()[0]}
@@ -216,16 +218,21 @@ def _interference(quiet: Sequence[Turn], talking: Sequence[Turn]) -> dict[str, A
     }
 
 
-def _ways(asked: Asked, tokens: int) -> dict[str, Contestant]:
-    """Return the ways of choosing an expert: graphs of one mixture, `constant` with one expert built in."""
+def _ways(asked: Asked, runs) -> dict[str, Contestant]:
+    """Return the ways of choosing an expert: graphs that differ in nothing else, `constant` with one expert built in.
+
+    One that was made of a graph of the bundle runs on what that graph ran on.
+    """
     if asked.selection is None:
         return {}
     paths = {path.stem: path for path in sorted(asked.selection.glob('*.onnx'))}
     if 'constant' not in paths:
         raise ValueError(f'{asked.selection} has no constant.onnx to hold other ways against')
-    experts = min(map(len, asked.bundle.manifest.levels.values()))
-    threads = asked.bundle.threads
-    return {f'way {way}': Graph(path, threads, tokens, experts) for way, path in paths.items()}
+    threads, experts = asked.bundle.threads, min(map(len, asked.bundle.manifest.levels.values()))
+    names = open_session(paths['constant'], backend='onnxruntime', provider='CPU').inputs.keys()
+    known = max((inputs for _, inputs in runs), key=lambda one: len(names & one.keys()))
+    options = {'tokens': TOKENS, 'known': known}
+    return {f'way {way}': Graph(path, threads, experts, **options) for way, path in paths.items()}
 
 
 def _selection(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
@@ -339,7 +346,9 @@ def _blocks(name, asked, tokens, changes) -> dict[str, Any]:
     folder, threads = twins.made(asked.bundle, asked.made, changes), asked.bundle.threads
     return {
         'block': {
-            f'block {side}': Graph(folder / f'{file}.onnx', threads, tokens, twins.TOKENS)
+            f'block {side}': Graph(
+                folder / f'{file}.onnx', threads, twins.TOKENS, tokens=tokens, repeats=5
+            )
             for side, file in (('ours', 'block_skill'), ('theirs', 'block_token'))
         }
     }

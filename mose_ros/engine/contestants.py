@@ -1,6 +1,7 @@
 """What takes turns in a measurement: our engine, its text, its graphs, and what the machine can do at best."""
 
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter, sleep
@@ -136,26 +137,46 @@ class Talking:
 
 
 class Graph:
-    """One graph alone, some runs at a time, on noise; what says which expert is chosen changes from round to round."""
+    """One graph alone on the same inputs; what says which expert is chosen changes from round to round."""
 
-    def __init__(self, path: Path, threads: int, tokens: int, experts: int, repeats: int = 5):
-        """Open it; sizes that are not fixed are `tokens`, and whole numbers are those of `experts`."""
+    def __init__(
+        self,
+        path: Path,
+        threads: int,
+        experts: int,
+        *,
+        tokens: int,
+        known: Mapping[str, np.ndarray] | None = None,
+        repeats: int = 1,
+    ):
+        """Open it.
+
+        Args:
+            experts: whole numbers that are not known choose one of so many.
+            tokens: sizes that are not fixed, of inputs that are not known, which are noise.
+            known: inputs of a run of a bundle, by name; those with a single axis choose instead.
+            repeats: runs in a turn, where one is too short to be timed.
+        """
         self._session = open_session(path, backend='onnxruntime', threads=threads, provider='CPU')
         self._repeats, self._experts = repeats, experts
         random = np.random.default_rng(0)
-        self._inputs = {
-            name: (
-                random.standard_normal([tokens if size is None else size for size in port.shape])
-                / np.sqrt(port.shape[-1] or 1)
-            ).astype(port.dtype)
-            for name, port in self._session.inputs.items()
-        }
+        data = {name: value for name, value in (known or {}).items() if value.ndim > 1}
+        self._inputs, self._choosing = {}, []
+        for name, port in self._session.inputs.items():
+            shape = [tokens if size is None else size for size in port.shape]
+            if name in data:
+                self._inputs[name] = data[name]
+            elif port.dtype == np.int64:
+                self._inputs[name] = np.zeros(shape, np.int64)
+                self._choosing.append(name)
+            else:
+                noise = random.standard_normal(shape) / np.sqrt(shape[-1] if shape else 1)
+                self._inputs[name] = noise.astype(port.dtype)
 
     def plan(self, index: int) -> Turn:
         """Run it."""
-        for value in self._inputs.values():
-            if value.dtype == np.int64:
-                value[...] = index % self._experts
+        for name in self._choosing:
+            self._inputs[name][...] = index % self._experts
         start = perf_counter()
         for _ in range(self._repeats):
             self._session.run(self._inputs)

@@ -115,15 +115,15 @@ def _measured(reports) -> str:
 
 
 def _goals(reports: Sequence[tuple[str, Report]]) -> str:
-    """Return what was wanted and what was found, in the first report that has it."""
+    """Return what was wanted and what each report that has it found: the worst decides."""
     rows = []
     for goal in GOALS:
-        values = [(name, goal.found(report)) for name, report in reports]
-        name, value = next(((n, v) for n, v in values if v is not None), ('', None))
-        verdict = 'not measured' if value is None else 'yes' if goal.met(value) else '**no**'
-        found = '' if value is None else f'{value:.2f}'
-        rows.append([goal.what, goal.wanted(), found, verdict, name])
-    return _section('Goals', '', ['goal', 'wanted', 'found', 'met', 'report'], rows)
+        values = [value for _, one in reports if (value := goal.found(one)) is not None]
+        verdict = 'yes' if all(map(goal.met, values)) else '**no**'
+        found = ', '.join(f'{value:.2f}' for value in values)
+        rows.append([goal.what, goal.wanted(), found, verdict if values else 'not measured'])
+    text = 'What each report that has it found, in their order; met where all meet it.'
+    return _section('Goals', text, ['goal', 'wanted', 'found', 'met'], rows)
 
 
 def _stages(name: str, report: Report) -> str:

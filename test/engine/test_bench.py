@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -6,10 +7,10 @@ import pytest
 
 from engine import bundles
 from mose_ros.core.rig import CAMERAS
-from mose_ros.engine import bench, memory, peaks, tables, twins
+from mose_ros.engine import bench, counting, memory, peaks, tables, twins
 from mose_ros.engine.__main__ import main
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import Engine
+from mose_ros.engine.contestants import Engine, Graph
 from mose_ros.engine.scenery import Scenery
 
 
@@ -51,6 +52,23 @@ def test_bench_writes_what_it_measured(folder, tmp_path, capsys):
     assert 0.2 < itself['ratio'] < 5 and itself['pairs'] == 12
     shown = capsys.readouterr().out
     assert 'end to end' in shown and '| int8 |' in shown
+
+
+def test_ways_of_choosing_are_held_against_a_constant_one(folder, tmp_path):
+    ways, path = tmp_path / 'ways', tmp_path / 'ways.json'
+    ways.mkdir()
+    for way in ('constant', 'if'):
+        shutil.copy(folder / 'prefill.onnx', ways / f'{way}.onnx')
+    arguments = ['bench', str(folder), '--plans', '8', '--warmup', '1', '--parts', '']
+    assert main([*arguments, '--selection', str(ways), '--json', str(path)]) == 0
+    found = json.loads(path.read_text())['expert_selection']
+    assert found['constant']['ratio'] == 1.0 and 0.2 < found['if']['ratio'] < 5
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    runs = dict(counting.watch(bundle, [Scenery(bundle.manifest)(0)]))
+    graph = Graph(ways / 'if.onnx', 1, 3, tokens=9, known=runs['prefill'])
+    graph.plan(4)
+    assert graph._inputs['skill_override'].tolist() == [1, 1, 1]  # 4 of 3 experts
+    assert (graph._inputs['input_ids'] == runs['prefill']['input_ids']).all()
 
 
 def test_flow_steps_say_how_far_trajectories_move(folder, tmp_path):
@@ -177,21 +195,20 @@ def test_tables_go_between_the_marks_of_a_document(folder, tmp_path, capsys):
 def test_goals_are_judged_by_the_reports_figures():
     good = {'gemm_share': 0.6, 'compare': {'dense': {'ratio': 0.9, 'flops_ratio': 0.93}}}
     bad = {'gemm_share': 0.4, 'compare': {'dense': {'ratio': 0.8, 'flops_ratio': 0.93}}}
-    texts = {}
-    for report in (good, bad):
-        goals = tables._goals([('mine', report)])
-        for line in goals.splitlines()[4:]:
-            what, _, found, met, _ = [cell.strip() for cell in line.strip('|').split('|')]
-            texts.setdefault(what, []).append((found, met))
-    assert texts['share of the GEMM peak, vision + prefill'] == [
-        ('0.60', 'yes'),
-        ('0.40', '**no**'),
-    ]
-    assert texts['dense over ours, by what their FLOPs say'] == [
-        ('0.97', 'yes'),
-        ('0.86', '**no**'),
-    ]
-    assert texts['6 views over 1'] == [('', 'not measured')] * 2
+
+    def judged(*reports):
+        lines = tables._goals([('mine', one) for one in reports]).splitlines()[6:]
+        cells = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+        return {what: (found, met) for what, _, found, met in cells}
+
+    share, dense = (
+        'share of the GEMM peak, vision + prefill',
+        'dense over ours, by what their FLOPs say',
+    )
+    assert judged(good)[share] == ('0.60', 'yes') and judged(good)[dense] == ('0.97', 'yes')
+    assert judged(bad)[share] == ('0.40', '**no**') and judged(bad)[dense] == ('0.86', '**no**')
+    assert judged(good, bad)[share] == ('0.60, 0.40', '**no**')  # the worst decides
+    assert judged(good)['6 views over 1'] == ('', 'not measured')
     faster = tables.Goal('', ['a'], least=1.3, inverse=True)
     assert faster.met(faster.found({'a': 0.7})) and not faster.met(faster.found({'a': 0.8}))
 

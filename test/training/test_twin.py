@@ -27,11 +27,19 @@ PLANS = 4
 
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
-    """Return a bundle that says of itself that it was made of a nano network."""
-    nano = modeling_config.preset('nano')
-    nano = replace(nano, action=replace(nano.action, horizon=15))
+    """Return a bundle that says of itself that it was made of a network of two layers, one of them a mixture of two skills."""
+    nano = modeling_config.PRESETS['nano']
+    nano = replace(
+        nano,
+        decoder=replace(nano.decoder, layers=2),
+        mose=replace(nano.mose, layers=((1,),)),
+        action=replace(nano.action, horizon=15),
+    )
     return bundles.make_bundle(
-        tmp_path_factory.mktemp('source') / 'known', training={'model': asdict(nano)}
+        tmp_path_factory.mktemp('source') / 'known',
+        training={'model': asdict(nano)},
+        levels={'planning': ['general', 'normal']},
+        action_skills=['normal', 'merging'],
     )
 
 
@@ -63,9 +71,8 @@ def test_a_decoder_costs_what_counting_by_hand_says(made):
     width, inner = decoder.width, decoder.kv_heads * decoder.head_dim
     attention = 2 * tokens * (2 * width * width + 2 * width * inner) + 4 * tokens**2 * width
     ffn = 2 * tokens * 3 * width * decoder.ffn
-    mixtures = 3  # in which the shared expert and the chosen one both run
     head = 2 * width * bundle.manifest.vocab_size  # of the last token
-    by_hand = decoder.layers * (attention + ffn) + mixtures * ffn + head
+    by_hand = 2 * (attention + ffn) + ffn + head  # the chosen expert runs beside the shared one
     counted = counting.stage_costs(bundle, runs)['prefill'].flops
     assert counted == pytest.approx(by_hand, rel=0.02)
     assert counted != pytest.approx(by_hand - ffn, rel=0.02)
@@ -121,11 +128,11 @@ def test_a_skill_block_is_of_the_chosen_expert(tmp_path):
 
 def test_depth_and_experts_can_be_changed(source):
     m = Manifest.load(source)
-    deeper = twin.config_of(m, layers=8, experts=2)
-    assert deeper.decoder.layers == 8 and deeper.mose.layers == ((3,), (5,), (7,))
-    assert deeper.mose.levels['planning'] == ('general', 'skill_1')
+    deeper = twin.config_of(m, layers=8, experts=3)
+    assert deeper.decoder.layers == 8 and deeper.mose.layers == ((7,),)
+    assert deeper.mose.levels['planning'] == ('general', 'skill_1', 'skill_2')
     same = twin.config_of(m)
-    assert same.mose.layers == ((1,), (2,), (3,)) and same.decoder.vocab_size == m.vocab_size
+    assert same.mose.layers == ((1,),) and same.decoder.vocab_size == m.vocab_size
     assert same.mose.levels['planning'] == tuple(m.levels['planning'])
 
 
