@@ -17,8 +17,7 @@ from mose_ros.core.skills import Taxonomy
 from mose_ros.engine.bundle import Bundle
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.training import __main__ as command
-from mose_ros.training import annotate, export, graphs, parity, quantize
+from mose_ros.training import annotate, export, graphs, moments, parity, quantize
 from test.engine.test_tensorrt_operators import problems
 
 WIDTH, RANDOM = 64, np.random.default_rng(0)
@@ -326,9 +325,24 @@ def test_too_little_agreement_is_no_parity():
         parity.judge({**found, 'trajectory_mean_m': 0.11}, 'int8')
 
 
-def test_int8_wants_clips_before_it_begins(made, tmp_path, capsys):
-    driver, folder = made
-    driver.save(tmp_path / 'model')
-    arguments = ['--checkpoint', str(tmp_path / 'model'), '--work', str(tmp_path / 'none')]
-    assert command.main(['export', *arguments, '--precision', 'int8']) == 1
-    assert 'fit.json' in capsys.readouterr().err
+def test_int8_wants_clips_and_no_clip_judges_its_own_scales(made, tmp_path):
+    _, folder = made
+    asked = export.Asked(checkpoint=folder, out=tmp_path, name='x', precision='int8')
+    with pytest.raises(ValueError, match='name with --data a folder of them'):
+        export._moments(asked, Manifest.load(folder / 'int8'))
+    for number in range(10):
+        (tmp_path / f'clip_{number}/anno').mkdir(parents=True)
+        (tmp_path / f'clip_{number}/anno/00000.json.gz').touch()
+    judged, calibrated = moments.spread(tmp_path, (50, 32))
+    assert (len(judged), len(calibrated)) == (6, 4) and not {*judged} & {*calibrated}
+    judged, calibrated = moments.spread(tmp_path, (3, 2))
+    assert (len(judged), len(calibrated)) == (3, 2) and not {*judged} & {*calibrated}
+    assert [one.name for one in moments.spread(tmp_path, (3, 0))[0]] == [
+        'clip_0',
+        'clip_4',
+        'clip_9',
+    ]
+    for number in range(1, 10):
+        (tmp_path / f'clip_{number}/anno/00000.json.gz').unlink()
+    with pytest.raises(ValueError, match='has 1 clips; record more'):
+        moments.spread(tmp_path, (50, 32))
