@@ -111,7 +111,7 @@ def forget(model):
 
 
 DAMAGE = {  # what befalls files -> what is then said
-    'empty': (lambda folder: b'', 'No graph was found'),
+    'empty': (lambda folder: b'', 'No graph was found|does not have a graph'),
     'truncated': (lambda folder: (folder / 'vision.onnx').read_bytes()[:100], 'parsing failed'),
     'foreign': (lambda folder: b'<html>404 Not Found</html>', 'parsing failed'),
     'future opset': (
@@ -135,7 +135,8 @@ def test_a_damaged_graph_is_one_line_with_file_and_remedy(folder, tmp_path, dama
         session.open_session(path)
     message = str(error.value)
     assert message.startswith(f'{path} cannot be opened by onnxruntime ')
-    assert said in message and '\n' not in message
+    # the words differ between onnxruntime 1.23 (the last on Python 3.10) and later ones
+    assert any(words in message for words in said.split('|')) and '\n' not in message
     assert message.endswith('; fetch or export the bundle again, or install a newer onnxruntime')
     assert capfd.readouterr() == ('', '')  # once is enough
 
