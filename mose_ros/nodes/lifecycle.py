@@ -269,14 +269,14 @@ class ManagedNode(lifecycle.Node):
         yield from (one for one in self.subscriptions if one.topic_name != '/clock')
 
     def _start(self) -> None:
+        """Take the next step of autostart; where one fails, whoever mends the cause configures the node again."""
+        answer = TransitionCallbackReturn.SUCCESS
         if self.state == 'unconfigured':
-            if self.trigger_configure() != TransitionCallbackReturn.SUCCESS:
-                self.destroy_timer(self._autostart)
-                return
+            answer = self.trigger_configure()
             self._autostart.timer_period_ns = int(0.05e9)
         if self.state == 'inactive' and self.may_activate():
-            self.trigger_activate()
-        if self.state == 'active':
+            answer = self.trigger_activate()
+        if answer != TransitionCallbackReturn.SUCCESS or self.state == 'active':
             self.destroy_timer(self._autostart)
 
     def _beat(self) -> None:

