@@ -16,7 +16,7 @@ import numpy as np
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
-from mose_ros.engine import bench, engine_cache, memory, session, sweep, tables, twins
+from mose_ros.engine import bench, engine_cache, memory, provenance, session, sweep, tables, twins
 from mose_ros.engine.bundle import WORKSPACE, Bundle
 from mose_ros.engine.contestants import Engine
 from mose_ros.engine.driver import Driver
@@ -115,9 +115,13 @@ def _soak(bundle: Bundle, options) -> dict[str, Any]:
         'bundle': {'name': bundle.manifest.name, 'commit': bundle.manifest.commit},
         'threads': bundle.threads,
         'soak': found,
-        'machine': {**bench.machine(), 'load_before': before, 'load_after': os.getloadavg()[0]},
-        'versions': bench.versions(),
-        'commit': bench.commit(),
+        'machine': {
+            **provenance.machine(),
+            'load_before': before,
+            'load_after': os.getloadavg()[0],
+        },
+        'versions': provenance.versions(),
+        'commit': provenance.commit(),
     }
 
 

@@ -7,41 +7,33 @@ which is given per token.
 
 import contextlib
 import os
-import platform
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import mose_ros
 from mose_ros.core.bundle import MANIFEST, sha256
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import Engine, Graph, Peaks, Talking, Words
+from mose_ros.engine.contestants import LARGE, PRACTICE, Engine, Graph, Peaks, Talking, Words
 from mose_ros.engine.counting import Cost
 from mose_ros.engine.driver import Driver
+from mose_ros.engine.matches import COMPARED, Setting, join
 from mose_ros.engine.memory import MIB, peak_bytes, resident_bytes
-from mose_ros.engine.opponents import Opponent, OpponentError
+from mose_ros.engine.opponents import OpponentError
 from mose_ros.engine.policy import Policy
+from mose_ros.engine.provenance import commit, machine, versions
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Contestant, Turn
 from mose_ros.engine.view_router import ViewRouter
 
-PACKAGES = ('mose_ros', 'numpy', 'onnxruntime', 'opencv-python', 'opencv-python-headless')
 PARTS = ('views', 'reasoning', 'steps', 'operators')
-COMPARED = ('torch_eager', 'torch_compile', 'token_moe', 'dense', 'int8')
-LARGE = ('vision', 'prefill')  # the stages that view selection and quantisation are about
 STEPS = (1, 2, 3, 4, 5, 7, 10, 20)  # of the flow
 REFERENCE_STEPS = 10
 TOKENS = 96  # of a mixture that is measured alone
-PRACTICE = 5  # plans after which a view has its past
-OPPONENT = 'mose_ros.training.opponent'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +72,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         ours = Engine(bundle, scenery, **looking)
         looked_at = [ours.plan(index).views for index in range(PRACTICE)][-1]
         memory = _memory(before)
-        runs = counting.watch(ours.bundle, _practice(scenery))
+        runs = counting.watch(ours.bundle, scenery.first(PRACTICE))
         tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
         peaks = stack.enter_context(contextlib.closing(Peaks(bundle.threads)))
         words = Words(ours)
@@ -91,10 +83,19 @@ def measure(asked: Asked) -> dict[str, Any]:
             field_['talking'] = Talking(talker)
         if 'views' in asked.parts:
             field_ |= _looking(bundle, scenery)
+        setting = Setting(
+            bundle=bundle,
+            scenery=scenery,
+            tokens=tokens,
+            clip=asked.clip,
+            made=asked.made,
+            checkpoint=asked.checkpoint,
+            int8=asked.int8,
+        )
         matches, failed = [], {}
         for name in asked.compare:
             try:
-                matches.append(_MATCHES[name](name, asked, scenery, stack, tokens))
+                matches.append(join(name, setting, stack))
             except OpponentError as error:
                 if name != 'torch_compile':
                     raise
@@ -135,10 +136,6 @@ def measure(asked: Asked) -> dict[str, Any]:
     if 'operators' in asked.parts:
         report['operators'] = _operators(bundle, runs)
     return report
-
-
-def _practice(scenery: Scenery):
-    return [scenery(index) for index in range(PRACTICE)]
 
 
 def _memory(before: int) -> dict[str, float]:
@@ -275,159 +272,3 @@ def _operators(bundle: Bundle, runs) -> dict[str, Any]:
         )
         for graph, given in inputs.items()
     }
-
-
-# ---- beside others ----
-
-
-@dataclass(frozen=True, kw_only=True)
-class Match:
-    """Two that are compared, and what is said of them beside their times."""
-
-    name: str
-    field: Mapping[str, Contestant]  # who joins the turns
-    theirs: str
-    ours: str = 'ours'
-    flops: int | None = None  # of their plan; None: as many as ours
-    same_weights: bool = False  # then their answers are held against ours, else:
-    parity: Mapping[str, Any] = field(default_factory=dict)  # of their bundle with its network
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    block: bool = False  # one mixture alone was measured too
-
-    def row(self, took: Mapping[str, Sequence[Turn]], flops: int) -> dict[str, Any]:
-        """Return the comparison, speed beside parity; flops: of our plan."""
-        ours, theirs = took[self.ours], took[self.theirs]
-        found = turns.versus(ours, theirs, LARGE)
-        # a bundle of a test may have no products at all
-        found['flops_ratio'] = 1.0 if self.flops in (None, flops) else self.flops / flops
-        found['parity'] = turns.apart(ours, theirs) if self.same_weights else dict(self.parity)
-        if self.block:
-            blocks = [[one.ms for one in took[name]] for name in ('block ours', 'block theirs')]
-            found['block'] = {
-                **turns.ratio(*blocks),
-                'ours': turns.row(blocks[0]),
-                'theirs': turns.row(blocks[1]),
-            }
-        return found | dict(self.facts)
-
-
-def _torch(name, asked, scenery, stack, tokens) -> Match:
-    """Return PyTorch beside our engine; without a checkpoint both run a twin, so that they have the same weights."""
-    bundle, field_, ours = asked.bundle, {}, 'ours'
-    checkpoint = asked.checkpoint
-    if checkpoint is None:
-        twin = twins.made(bundle, asked.made)
-        bundle, ours = twins.opened(bundle, asked.made), f'{name} ours'
-        checkpoint, field_ = twin / 'checkpoint', {ours: Engine(bundle, scenery)}
-    command = [sys.executable, '-m', OPPONENT, name.removeprefix('torch_')]
-    command += ['--bundle', str(bundle.folder), '--checkpoint', str(checkpoint)]
-    command += ['--threads', str(bundle.threads), '--clip', asked.clip]
-    opponent = stack.enter_context(contextlib.closing(Opponent(name, command)))
-    return Match(
-        name=name,
-        field=field_ | {name: opponent},
-        theirs=name,
-        ours=ours,
-        same_weights=True,
-        facts={'opponent': dict(opponent.facts), 'weights': str(asked.checkpoint or 'a twin')},
-    )
-
-
-def _twin(name, asked, scenery, stack, tokens) -> Match:
-    """Return a network with another mixture on our engine."""
-    changes = {'dense': twins.DENSE, 'token_moe': twins.TOKEN}[name]
-    bundle = twins.opened(asked.bundle, asked.made, changes)
-    return _bundle_match(name, bundle, scenery, **_blocks(name, asked, tokens, changes))
-
-
-def _blocks(name, asked, tokens, changes) -> dict[str, Any]:
-    if name != 'token_moe':
-        return {}
-    folder, threads = twins.made(asked.bundle, asked.made, changes), asked.bundle.threads
-    return {
-        'block': {
-            f'block {side}': Graph(
-                folder / f'{file}.onnx', threads, twins.TOKENS, tokens=tokens, repeats=5
-            )
-            for side, file in (('ours', 'block_skill'), ('theirs', 'block_token'))
-        }
-    }
-
-
-def _int8(name, asked, scenery, stack, tokens) -> Match:
-    """Return the same network in whole numbers."""
-    own = asked.bundle
-    bundle = Bundle.open(asked.int8, backend=own.backend, threads=own.threads)
-    return _bundle_match(name, bundle, scenery, same_weights=True)
-
-
-def _bundle_match(name, bundle, scenery, *, block=None, same_weights=False) -> Match:
-    runs = counting.watch(bundle, _practice(scenery))
-    flops = counting.plan_flops(counting.stage_costs(bundle, runs))
-    return Match(
-        name=name,
-        field={name: Engine(bundle, scenery), **(block or {})},
-        theirs=name,
-        flops=flops,
-        same_weights=same_weights,
-        parity=bundle.manifest.parity,
-        facts={'bundle': bundle.manifest.name},
-        block=block is not None,
-    )
-
-
-_MATCHES = {
-    'torch_eager': _torch,
-    'torch_compile': _torch,
-    'token_moe': _twin,
-    'dense': _twin,
-    'int8': _int8,
-}
-
-
-# ---- where it was measured ----
-
-
-def machine() -> dict[str, Any]:
-    """Return what the machine is."""
-    return {
-        'processor': _processor(),
-        'cores': len(os.sched_getaffinity(0)),
-        'memory_gib': round(os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30, 1),
-        'system': platform.platform(),
-        'python': platform.python_version(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what the engine runs on."""
-    found = {}
-    for name in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def commit() -> str:
-    """Return the code's commit, with `+` where files differ from it; '' outside of a repository."""
-    root = Path(mose_ros.__file__).parent.parent
-    git = ['git', '-C', str(root)]
-    try:
-        head, changes = (
-            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
-            for words in (('rev-parse', 'HEAD'), ('status', '--porcelain', '-uno', 'mose_ros'))
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ''
-    return head.strip() + ('+' if changes.strip() else '')
-
-
-def _processor() -> str:
-    try:
-        with open('/proc/cpuinfo', encoding='utf-8') as file:
-            names = [
-                line.split(':', 1)[1].strip() for line in file if line.startswith('model name')
-            ]
-    except OSError:
-        names = []
-    return f'{len(names)} x {names[0]}' if names else platform.processor() or platform.machine()

@@ -18,6 +18,8 @@ from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Turn
 from mose_ros.engine.view_router import ViewRouter
 
+LARGE = ('vision', 'prefill')  # the stages that view selection and quantisation are about
+PRACTICE = 5  # plans after which a view has its past
 TEXT_EVERY = 10  # rounds: a whole text is decoded
 COPY_EVERY = 5  # rounds: a copy is measured
 

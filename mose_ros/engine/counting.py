@@ -187,7 +187,11 @@ class _Noting:
         return getattr(self._session, name)
 
     def run(self, inputs, *more, **options):
-        self._runs.append((self._graph, {k: np.array(v) for k, v in inputs.items()}))
+        values = {
+            name: np.array(value if isinstance(value, np.ndarray) else value.numpy())
+            for name, value in inputs.items()
+        }
+        self._runs.append((self._graph, values))
         return self._session.run(inputs, *more, **options)
 
 

@@ -30,6 +30,10 @@ class Scenery:
         """Return the observation of this number; behind the last moment the first comes again."""
         return _observation(PERIOD * index, self._moments[index % len(self._moments)])
 
+    def first(self, count: int) -> list[Observation]:
+        """Return the first observations."""
+        return [self(index) for index in range(count)]
+
 
 def grey(manifest: Manifest, time: float = 0.0) -> Observation:
     """Return an observation with a grey picture from each of the bundle's cameras."""

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mose_ros.engine import counting, turns, twins
-from mose_ros.engine.bench import LARGE, PRACTICE, commit, machine, versions
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import Engine
+from mose_ros.engine.contestants import LARGE, PRACTICE, Engine
+from mose_ros.engine.provenance import commit, machine, versions
 from mose_ros.engine.scenery import Scenery
 
 SIZES = (0.5, 1.0, 1.5, 2.0)  # of a view's side, in the manifest's
@@ -81,8 +81,8 @@ def _axis(points: Mapping[str, tuple[Bundle, int]], plans: int, warmup: int) -> 
     took = turns.take_turns(engines, plans, warmup)
     found = {}
     for name, engine in engines.items():
-        seen = [engine.scenery(index) for index in range(PRACTICE)]
-        costs = counting.stage_costs(engine.bundle, counting.watch(engine.bundle, seen))
+        runs = counting.watch(engine.bundle, engine.scenery.first(PRACTICE))
+        costs = counting.stage_costs(engine.bundle, runs)
         large = [sum(one.timings[stage] for stage in LARGE) for one in took[name]]
         found[name] = {
             'end_to_end': turns.row([one.ms for one in took[name]]),

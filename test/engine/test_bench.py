@@ -7,7 +7,7 @@ import pytest
 
 from engine import bundles
 from mose_ros.core.rig import CAMERAS
-from mose_ros.engine import bench, counting, memory, peaks, tables, twins
+from mose_ros.engine import counting, matches, memory, peaks, tables, twins
 from mose_ros.engine.__main__ import main
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import Engine, Graph
@@ -113,7 +113,7 @@ def test_a_network_that_cannot_be_made_is_told(folder, tmp_path, capsys, monkeyp
 def test_a_compiler_that_fails_is_a_row_and_eager_that_fails_an_error(
     folder, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(bench, 'OPPONENT', 'mose_ros.no_such_room')
+    monkeypatch.setattr(matches, 'OPPONENT', 'mose_ros.no_such_room')
     path = tmp_path / 'failed.json'
     arguments = ['bench', str(folder), '--plans', '2', '--warmup', '0', '--parts', '']
     arguments += ['--checkpoint', str(tmp_path), '--json', str(path), '--compare']
