@@ -14,17 +14,20 @@ measure() {
   [ -e "$file" ] || python -m mose_ros.engine bench "$bundle" --made "$made" --clip "$clip" "$@" --json "$file"
 }
 
-[ -d "$made/ways" ] || python -m mose_ros.training.selection "$bundle" "$made/ways"
-measure stages --selection "$made/ways"
-measure eager --parts '' --compare torch_eager ${CHECKPOINT:+--checkpoint "$CHECKPOINT"}
-measure compile --parts '' --compare torch_compile ${CHECKPOINT:+--checkpoint "$CHECKPOINT"}
+ways=$made/ways-$(sha256sum "$bundle/manifest.json" | cut -c1-8)
+[ -d "$ways" ] || python -m mose_ros.training.selection "$bundle" "$ways"
+measure stages --selection "$ways"
+torch=(--parts '' ${CHECKPOINT:+--checkpoint "$CHECKPOINT"} --compare)
+measure eager "${torch[@]}" torch_eager
+measure eager-1-thread --threads 1 "${torch[@]}" torch_eager
+measure compile "${torch[@]}" torch_compile
 measure mixtures --parts '' --compare dense,token_moe
 [ -z "${INT8:-}" ] || measure int8 --parts '' --compare int8 --int8 "$INT8"
 measure soak --soak 20000
 python -m mose_ros.engine bench "$bundle" --made "$made" --sweep --plans 100 --json "$out/$name-sweep.json"
 
 reports=()
-for one in stages eager compile mixtures int8 soak sweep; do
+for one in stages eager eager-1-thread compile mixtures int8 soak sweep; do
   [ ! -e "$out/$name-$one.json" ] || reports+=("$out/$name-$one.json")
 done
 python -m mose_ros.engine table "${reports[@]}" --into docs/performance.md
