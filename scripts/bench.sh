@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measure all that docs/performance.md says of a bundle, and write its tables: scripts/bench.sh [BUNDLE [CLIP]]
-# Everything goes on where it was stopped: a report that is there is not measured again. An hour, most of it torch's and the soak's.
+# Everything goes on where it was stopped: a report that is there is not measured again, so delete docs/bench for a new bundle. An hour, most of it torch's and the soak's.
 # INT8 names the int8 bundle, CHECKPOINT what the bundle was exported from (default: PyTorch runs a twin of random weights).
 set -euo pipefail
 cd "$(dirname "$0")/.."
