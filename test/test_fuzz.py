@@ -342,7 +342,7 @@ def take_global_plan(points):
     gps = [({'lat': point[3], 'lon': point[4]}, point[5]) for point in points]
     frame, route = follow_plan(gps, world)
     finite(*dataclasses.astuple(frame))
-    finite(*route.points.ravel())
+    assert np.isfinite(route.points).all()
 
 
 PLANS = st.lists(

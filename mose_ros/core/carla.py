@@ -179,11 +179,14 @@ class GeoFrame:
 
         Mercator keeps angles, so an axis along which the route hardly extends takes the other one's scale.
         """
+        is_sound = (np.abs(degrees) <= (89.0, 360.0)).all() and (np.abs(points) <= 1e8).all()
+        if not is_sound:  # NaN neither
+            raise ValueError(
+                'the global plan holds numbers that are not finite or no place on Earth'
+            )
         angles = np.stack(
             [np.radians(degrees[:, 1]), [_mercator(float(one)) for one in degrees[:, 0]]], 1
         )
-        if not (np.isfinite(angles).all() and np.isfinite(points).all()):
-            raise ValueError('the global plan holds numbers that are not finite')
         spans = np.ptp(points, axis=0)
         if spans.max() < MIN_SPAN_M:
             raise ValueError(
@@ -196,6 +199,8 @@ class GeoFrame:
         for axis in (0, 1):
             if spans[axis] < MIN_SPAN_M:
                 scales[axis] = abs(scales[1 - axis])
+        if not np.isfinite(scales).all() or not scales.all():
+            raise ValueError('the fixes of the global plan do not move as its places do')
         offsets = centre - scales * middle
         return cls(
             x_scale=float(scales[0]),

@@ -123,6 +123,10 @@ def test_a_straight_route_borrows_the_scale_of_its_other_axis():
     assert frame.point(*leaderboard_fix(100.0, 60.0)) == pytest.approx((100.0, -60.0), abs=1e-3)
     with pytest.raises(ValueError, match='tells no scale'):
         words.GeoFrame.fit(fixes, places * (0.01, -0.01))
+    with pytest.raises(ValueError, match='do not move as its places do'):
+        words.GeoFrame.fit(np.repeat(fixes[:1], len(fixes), axis=0), places)
+    with pytest.raises(ValueError, match='no place on Earth'):
+        words.GeoFrame.fit(fixes, places * 1e9)
 
 
 def test_fixes_of_the_real_map_come_back_as_places():
