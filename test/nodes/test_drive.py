@@ -92,6 +92,29 @@ def test_a_recording_drives_the_front_camera_and_the_others_are_masked(bundle, t
     assert list(result['views']) == ['front']
 
 
+def test_a_node_that_dies_is_started_again_and_the_drive_goes_on(bundle, tmp_path):
+    folder, out = tmp_path / 'frames', tmp_path / 'out.json'
+    folder.mkdir()
+    for index in range(600):
+        cv2.imwrite(str(folder / f'{index:03}.png'), np.full((45, 80, 3), index % 200, np.uint8))
+    running = drive('--bundle', bundle, '--frames', folder, '--json', out)
+    dead, came_back = 0, 0
+    for line in running.stdout:
+        if ' m/s ' in line and not dead:
+            [dead] = [pid for pid in children(running.pid) if 'driver_node' in command_of(pid)]
+            os.kill(dead, signal.SIGKILL)
+        came_back += 'driver ended with -9 and is started again' in line
+        nodes = [pid for pid in children(running.pid) if 'driver_node' in command_of(pid)]
+        if came_back and nodes and nodes != [dead]:
+            running.send_signal(signal.SIGINT)
+    assert running.wait(20) == 0, running.stderr.read()
+    assert came_back == 1 and json.loads(out.read_text())['revived'] == {'driver': 1}
+
+
+def command_of(pid):
+    return Path(f'/proc/{pid}/cmdline').read_text() if os.path.exists(f'/proc/{pid}') else ''
+
+
 def changed_byte(folder):
     made = make_bundle(folder)
     data = bytearray((made / 'action.onnx').read_bytes())
