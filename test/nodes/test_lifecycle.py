@@ -138,7 +138,8 @@ def test_lives_leave_no_more_behind_than_one(context, bundle):
             node.close()
             node.destroy_node()
     assert found['threads_grown'] <= 0 and found['descriptors_grown'] <= 0
-    assert found['memory_kb_per_cycle'] < 300  # allocators still settle; a session left open is more
+    # allocators still settle; a driver that is kept is 1200
+    assert found['memory_kb_per_cycle'] < 300
 
 
 def test_a_node_that_leaks_is_told_from_one_that_does_not(context):
