@@ -1,165 +1,230 @@
-"""One mixture in every way of choosing its expert, as graphs that `bench --selection` holds against each other.
+"""The ways of choosing an expert, as graphs that differ in nothing else: what `bench --selection` holds against each other.
 
-`python -m mose_ros.training.selection BUNDLE OUT` writes, in the sizes of a bundle's network, OUT/<way>.onnx: x f32 (1, T, D) in, y out.
+`python -m mose_ros.training.selection BUNDLE OUT [--graph prefill|decode]` takes a bundle's graph apart and writes OUT/WAY.onnx:
 
-| way | the expert |
-|---|---|
-| constant | is built in: what the others are held against |
-| if | is at the end of a tree of conditions, as in our bundles |
-| inputs | is handed in as weights |
-| gather | is gathered from the stack of all |
-| all | is picked from the answers of all |
+constant: one expert of each mixture is built in, the others are gone: what choosing costs is held against it.
+if: the graph as it is, a tree of conditions.
+inputs: the chosen expert's weights are inputs of the graph.
+gather: the chosen expert's weights are gathered from those of all.
+all: all experts are computed, and one answer is gathered.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, helper
 
 from mose_ros.core.bundle import Manifest
-from mose_ros.training.graphs import OPSET
-from mose_ros.training.twin import config_of
 
-PARTS = ('gate', 'up', 'down')
-_FLOAT, _INT = TensorProto.FLOAT, TensorProto.INT64
+CHOICES = {'prefill': 'skill_override', 'decode': 'skills'}  # graph -> its input that chooses
 
 
-class _Writer:
-    """Nodes and weights of a graph, or of a branch of one."""
+class Tree:
+    """A tree of conditions in a graph, which leads to one of several experts that differ in their weights alone."""
 
-    def __init__(self, name: str):
-        self.name, self.nodes, self.weights = name, [], []
+    def __init__(self, root: NodeProto):
+        self.output = root.output[0]
+        self.leaves = [list(leaf) for leaf in _leaves(root)]
+        made = [{name for node in leaf for name in node.output} for leaf in self.leaves]
+        reads = [
+            [name for node in leaf for name in node.input if name not in own]
+            for leaf, own in zip(self.leaves, made, strict=True)
+        ]
+        self.weights = [names for names in zip(*reads, strict=True) if len(set(names)) > 1]
 
-    def __call__(self, op: str, *inputs: str, **attributes) -> str:
-        name = f'{self.name}_{op}_{len(self.nodes)}'
-        self.nodes.append(helper.make_node(op, list(inputs), [name], **attributes))
-        return name
+    def leaf(
+        self, index: int, weights: Sequence[str] | None = None, output: str = ''
+    ) -> list[NodeProto]:
+        """Return the nodes of an expert under names of their own, which give `output` from these weights."""
+        nodes = deepcopy(self.leaves[index])
+        last, output = nodes[-1].output[0], output or self.output
+        new = {
+            names[index]: name for names, name in zip(self.weights, weights or (), strict=False)
+        }
+        for node in nodes:
+            for name in node.output:
+                new[name] = output if name == last else f'{output}.{index}.{name}'
+        for node in nodes:
+            node.input[:] = [new.get(name, name) for name in node.input]
+            node.output[:] = [new.get(name, name) for name in node.output]
+        return nodes
 
-    def weight(self, value: np.ndarray) -> str:
-        name = f'{self.name}_weight_{len(self.weights)}'
-        self.weights.append(numpy_helper.from_array(value, name))
-        return name
 
-    def ffn(self, x: str, gate: str, up: str, down: str) -> str:
-        """Return SiLU(x gate) * (x up), times down."""
-        opened = self('MatMul', x, gate)
-        opened = self('Mul', opened, self('Sigmoid', opened))
-        return self('MatMul', self('Mul', opened, self('MatMul', x, up)), down)
+def _leaves(node: NodeProto):
+    branches = {one.name: one.g for one in node.attribute if one.type == AttributeProto.GRAPH}
+    for name in ('then_branch', 'else_branch'):
+        inner = [one for one in branches[name].node if one.op_type == 'If']
+        if inner:
+            yield from _leaves(inner[0])
+        else:
+            yield branches[name].node
 
 
-class Mixture:
-    """Random weights of a shared FFN and of E experts, and the graphs of them."""
+def write_ways(bundle: Path, out: Path, graph: str = 'prefill') -> list[Path]:
+    """Write the graphs of all ways and return where they are; ValueError for a bundle that chooses no expert."""
+    Manifest.load(bundle)  # whole and unchanged
+    if graph not in CHOICES:
+        raise ValueError(f'no graph {graph!r} with experts of levels; known: {", ".join(CHOICES)}')
+    model = onnx.load(bundle / f'{graph}.onnx')
+    if not any(node.op_type == 'If' for node in model.graph.node):
+        raise ValueError(f'{bundle / graph}.onnx chooses no expert: its mixtures are of tokens')
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for way, change in WAYS.items():
+        changed = deepcopy(model)
+        if way != 'if':
+            _lift(changed.graph)
+        change(changed.graph, CHOICES[graph])
+        path = out / f'{way}.onnx'
+        onnx.save(changed, path)
+        written.append(path)
+    return written
 
-    def __init__(self, width: int, ffn: int, experts: int, seed: int = 0):
-        random = np.random.default_rng(seed)
-        self.shapes = {'gate': (width, ffn), 'up': (width, ffn), 'down': (ffn, width)}
-        self.width = width
 
-        def weights():
-            return {
-                part: (random.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
-                for part, shape in self.shapes.items()
-            }
+def _lift(graph) -> None:
+    """Move the weights of all branches, with the Casts behind them, out into the graph: undo `folding.sink`."""
+    casts = []
 
-        self.shared, self.experts = weights(), [weights() for _ in range(experts)]
+    def lift(node):
+        for branch in [one.g for one in node.attribute if one.type == AttributeProto.GRAPH]:
+            own, kept = {one.name for one in branch.initializer}, []
+            for one in deepcopy(list(branch.node)):
+                (casts if one.op_type == 'Cast' and one.input[0] in own else kept).append(one)
+            graph.initializer.extend(branch.initializer)
+            graph.value_info.extend(branch.value_info)
+            del branch.initializer[:], branch.value_info[:], branch.node[:]
+            branch.node.extend(kept)
+            for one in branch.node:
+                lift(one)
 
-    def constant(self, writer: _Writer) -> str:
-        """Build the first expert in."""
-        return self._expert(writer, 0)
+    for node in graph.node:
+        lift(node)
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
 
-    def tree(self, writer: _Writer) -> str:
-        """Branch to the chosen expert."""
-        return self._branch(writer, 0, len(self.experts))
 
-    def inputs(self, writer: _Writer) -> str:
-        """Take the expert's weights from outside."""
-        return writer.ffn('x', *PARTS)
+def _replace_trees(graph, replacement: Callable[[int, Tree], list[NodeProto]]) -> None:
+    """Put nodes in the place of each tree, which are counted in the order of depth."""
+    nodes, count = [], 0
+    for node in graph.node:
+        if node.op_type != 'If':
+            nodes.append(node)
+            continue
+        nodes += replacement(count, Tree(node))
+        count += 1
+    del graph.node[:]
+    graph.node.extend(nodes)
 
-    def gather(self, writer: _Writer) -> str:
-        """Copy the chosen expert's weights out of the stack."""
-        stacks = [writer.weight(np.stack([one[part] for one in self.experts])) for part in PARTS]
-        return writer.ffn('x', *(writer('Gather', one, 'chosen', axis=0) for one in stacks))
 
-    def all(self, writer: _Writer) -> str:
-        """Have all experts answer."""
-        stacks = [writer.weight(np.stack([one[part] for one in self.experts])) for part in PARTS]
-        return writer('Gather', writer.ffn('x', *stacks), 'chosen', axis=0)
+def _constant(graph, choice):
+    _replace_trees(graph, lambda place, tree: tree.leaf(0))
 
-    def graph(self, way: str) -> onnx.ModelProto:
-        """Return the mixture in one of WAYS."""
-        writer = _Writer(way)
-        shared = writer.ffn('x', *(writer.weight(self.shared[part]) for part in PARTS))
-        both = writer('Add', shared, WAYS[way](self, writer))
-        half = writer.weight(np.float32(0.5))
-        writer.nodes.append(helper.make_node('Mul', [both, half], ['y']))
-        inputs = {'x': (_FLOAT, [1, 'T', self.width])}
-        if way in ('if', 'gather', 'all'):
-            inputs['chosen'] = (_INT, [1])
-        if way == 'inputs':
-            inputs |= {part: (_FLOAT, shape) for part, shape in self.shapes.items()}
-        graph = helper.make_graph(
-            writer.nodes,
-            way,
-            [helper.make_tensor_value_info(name, *value) for name, value in inputs.items()],
-            [helper.make_tensor_value_info('y', _FLOAT, [1, 'T', self.width])],
-            initializer=writer.weights,
+
+def _inputs(graph, choice):
+    shapes = {one.name: list(one.dims) for one in graph.initializer}
+    shapes |= {
+        one.name: [dim.dim_value for dim in one.type.tensor_type.shape.dim]
+        for one in graph.value_info
+    }
+
+    def replacement(place, tree):
+        names = [f'expert.{place}.{index}' for index in range(len(tree.weights))]
+        graph.input.extend(
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shapes[same[0]])
+            for name, same in zip(names, tree.weights, strict=True)
         )
-        opset = [helper.make_opsetid('', OPSET)]
-        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
-        onnx.checker.check_model(model, full_check=True)
-        return model
+        return tree.leaf(0, names)
 
-    def _expert(self, writer: _Writer, index: int) -> str:
-        return writer.ffn('x', *(writer.weight(self.experts[index][part]) for part in PARTS))
-
-    def _branch(self, writer: _Writer, first: int, end: int) -> str:
-        if end - first == 1:
-            return self._expert(writer, first)
-        middle = (first + end) // 2
-        less = writer('Less', 'chosen', writer.weight(np.array([middle])))
-        bodies = {}
-        for name, span in (('then_branch', (first, middle)), ('else_branch', (middle, end))):
-            inner = _Writer(f'{writer.name}_{span[0]}_{span[1]}')
-            result = self._branch(inner, *span)
-            value = helper.make_tensor_value_info(result, _FLOAT, [1, 'T', self.width])
-            bodies[name] = helper.make_graph(
-                inner.nodes, inner.name, [], [value], initializer=inner.weights
-            )
-        return writer('If', less, **bodies)
+    _replace_trees(graph, replacement)
 
 
-WAYS: dict[str, Callable[[Mixture, _Writer], str]] = {
-    'constant': Mixture.constant,
-    'if': Mixture.tree,
-    'inputs': Mixture.inputs,
-    'gather': Mixture.gather,
-    'all': Mixture.all,
+def _gather(graph, choice):
+    def replacement(place, tree):
+        nodes, names = _index(graph, choice, place, tree), []
+        for index, same in enumerate(tree.weights):
+            stacked, names = f'stacked.{place}.{index}', [*names, f'expert.{place}.{index}']
+            nodes += [*_stack(same, stacked, graph), _take(stacked, place, names[-1])]
+        return nodes + tree.leaf(0, names)
+
+    _replace_trees(graph, replacement)
+
+
+def _all(graph, choice):
+    def replacement(place, tree):
+        answers = [f'answer.{place}.{index}' for index in range(len(tree.leaves))]
+        nodes = _index(graph, choice, place, tree)
+        for index, answer in enumerate(answers):
+            nodes += tree.leaf(index, [same[index] for same in tree.weights], answer)
+        stacked = f'stacked.{place}'
+        return [*nodes, *_stack(answers, stacked, graph), _take(stacked, place, tree.output)]
+
+    _replace_trees(graph, replacement)
+
+
+def _index(graph, choice: str, place: int, tree: Tree) -> list[NodeProto]:
+    """Return the nodes that read which expert is chosen, as `chosen.PLACE`; -1 counts as the first."""
+    constants = {
+        f'place.{place}': place,
+        f'least.{place}': 0,
+        f'most.{place}': len(tree.leaves) - 1,
+    }
+    graph.initializer.extend(
+        helper.make_tensor(name, TensorProto.INT64, (), [value])
+        for name, value in constants.items()
+    )
+    return [
+        helper.make_node('Gather', [choice, f'place.{place}'], [f'wish.{place}']),
+        helper.make_node(
+            'Clip',
+            [f'wish.{place}', f'least.{place}', f'most.{place}'],
+            [f'chosen.{place}'],
+        ),
+    ]
+
+
+def _stack(parts: Sequence[str], name: str, graph) -> list[NodeProto]:
+    axis = f'{name}.axis'
+    graph.initializer.append(helper.make_tensor(axis, TensorProto.INT64, (1,), [0]))
+    rows = [f'{name}.{index}' for index in range(len(parts))]
+    return [
+        *(
+            helper.make_node('Unsqueeze', [part, axis], [row])
+            for part, row in zip(parts, rows, strict=True)
+        ),
+        helper.make_node('Concat', rows, [name], axis=0),
+    ]
+
+
+def _take(stacked: str, place: int, name: str) -> NodeProto:
+    return helper.make_node('Gather', [stacked, f'chosen.{place}'], [name], axis=0)
+
+
+WAYS = {
+    'constant': _constant,
+    'if': lambda graph, choice: None,
+    'inputs': _inputs,
+    'gather': _gather,
+    'all': _all,
 }
 
 
-def write(mixture: Mixture, out: Path) -> None:
-    """Write a mixture in all ways."""
-    out.mkdir(parents=True, exist_ok=True)
-    for way in WAYS:
-        onnx.save_model(mixture.graph(way), out / f'{way}.onnx')
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write all ways; return 0, or 1 with the error on stderr."""
+    """Write the graphs; return 0, or 1 with the error on stderr."""
     parser = argparse.ArgumentParser(
-        prog='python -m mose_ros.training.selection', description=__doc__.splitlines()[0]
+        prog='python -m mose_ros.training.selection', description=__doc__.split('\n')[0]
     )
-    parser.add_argument('bundle', type=Path, help='whose sizes the mixture has')
+    parser.add_argument('bundle', type=Path, help='folder of the bundle')
     parser.add_argument('out', type=Path, help='folder for the graphs')
-    options = parser.parse_args(arguments)
+    parser.add_argument('--graph', choices=list(CHOICES), default='prefill')
+    asked = parser.parse_args(arguments)
     try:
-        config = config_of(Manifest.load(options.bundle))
-        experts = min(map(len, config.mose.levels.values()))
-        write(Mixture(config.decoder.width, config.decoder.ffn, experts), options.out)
+        for path in write_ways(asked.bundle, asked.out, asked.graph):
+            print(path)
     except (ValueError, OSError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1

@@ -14,6 +14,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from mose_ros.modeling.driver import MoseDriver
+from mose_ros.training.folding import sink
 from mose_ros.training.graphs import subgraphs
 
 WEIGHTS = 'weights.bin'
@@ -55,6 +56,7 @@ class Weights:
             nodes = list(graph.node)
             del graph.node[:]
             graph.node.extend([*casts, *nodes])
+        sink(model.graph)
 
     def _refer(self, tensor: onnx.TensorProto, name: str, stored: onnx.TensorProto) -> None:
         data = stored.raw_data or numpy_helper.from_array(numpy_helper.to_array(stored)).raw_data

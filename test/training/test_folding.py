@@ -70,3 +70,63 @@ def test_what_would_grow_too_large_is_left_to_the_runtime(monkeypatch):
     monkeypatch.undo()
     folding.fold(model)
     assert [node.op_type for node in model.graph.node] == ['Add']
+
+
+def make_choice():
+    """Return y = x @ one of three weights, as a tree of conditions; weight `a` is read by two of its branches."""
+    random = np.random.default_rng(0)
+    weights = {name: random.random((4, 4), np.float32).astype(np.float16) for name in 'ab'}
+
+    def branch(name, nodes):
+        out = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, (2, 4))
+        return helper.make_graph(nodes, name, [], [out])
+
+    def product(name, weight):
+        return branch(name, [helper.make_node('MatMul', ['x', weight], [f'{name}_y'])])
+
+    inner = helper.make_node(
+        'If',
+        ['second'],
+        ['inner_y'],
+        then_branch=product('then', 'wide_b'),
+        else_branch=product('else', 'wide_a'),
+    )
+    outer = helper.make_node(
+        'If',
+        ['first'],
+        ['y'],
+        then_branch=product('outer', 'wide_a'),
+        else_branch=branch('tree', [inner]),
+    )
+    casts = [
+        helper.make_node('Cast', [one], [f'wide_{one}'], to=TensorProto.FLOAT) for one in 'ab'
+    ]
+    inputs = [helper.make_tensor_value_info('x', TensorProto.FLOAT, (2, 4))]
+    inputs += [
+        helper.make_tensor_value_info(one, TensorProto.BOOL, ()) for one in ('first', 'second')
+    ]
+    output = helper.make_tensor_value_info('y', TensorProto.FLOAT, (2, 4))
+    constants = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph([*casts, outer], 'g', inputs, [output], constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid('', 20)], ir_version=10)
+
+
+def test_weights_lie_in_the_one_branch_that_reads_them(tmp_path):
+    model, x = make_choice(), np.random.default_rng(1).random((2, 4), np.float32)
+
+    def answers(name):
+        onnx.save(model, tmp_path / name)
+        opened = session.open_session(tmp_path / name, threads=1)
+        ways = [(np.array(one), np.array(two)) for one in (True, False) for two in (True, False)]
+        return [opened.run({'x': x, 'first': one, 'second': two})['y'] for one, two in ways]
+
+    before = answers('before.onnx')
+    folding.sink(model.graph)
+    onnx.checker.check_model(model, full_check=True)
+    assert np.array_equal(answers('after.onnx'), before)
+    assert not np.allclose(before[2], before[3])
+    assert [one.name for one in model.graph.initializer] == ['a']  # two read it
+    tree = next(one.g for one in model.graph.node[-1].attribute if one.name == 'else_branch')
+    then = next(one.g for one in tree.node[0].attribute if one.name == 'then_branch')
+    assert not tree.initializer and [one.name for one in then.initializer] == ['b']
+    assert [node.op_type for node in then.node] == ['Cast', 'MatMul']

@@ -1,56 +1,50 @@
-"""Every way of choosing an expert gives the same answer; only their cost differs."""
+import shutil
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
-pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
+from engine import bundles
+from mose_ros.engine import session
+from mose_ros.training import selection
 
-from mose_ros.engine import counting  # noqa: E402
-from mose_ros.engine.session import open_session  # noqa: E402
-from mose_ros.training import selection  # noqa: E402
-
-WIDTH, FFN, EXPERTS, TOKENS = 8, 12, 5, 6
+SHIPPED = Path(__file__).parents[2] / 'models' / 'mose-tiny'
 
 
-@pytest.fixture(scope='module')
-def written(tmp_path_factory):
-    out = tmp_path_factory.mktemp('ways')
-    mixture = selection.Mixture(WIDTH, FFN, EXPERTS)
-    selection.write(mixture, out)
-    return mixture, out
+def test_all_ways_of_choosing_an_expert_answer_alike(tmp_path):
+    paths = selection.write_ways(SHIPPED, tmp_path, 'decode')
+    assert {path.stem for path in paths} == {'constant', 'if', 'inputs', 'gather', 'all'}
+    graphs = {path.stem: session.open_session(path, threads=1) for path in paths}
+    random = np.random.default_rng(0)
+    past = random.standard_normal((6, 1, 2, 20, 32)).astype(np.float32)
+    given = {'input_ids': np.array([[7]]), 'position_ids': np.full((3, 1, 1), 20)}
+    given |= {'past_k': past, 'past_v': past[::-1].copy()}
+
+    def logits(way, *skills):
+        more = {
+            name: random.standard_normal(port.shape).astype(np.float32)
+            for name, port in graphs[way].inputs.items()
+            if name.startswith('expert.')
+        }
+        return graphs[way].run({**given, 'skills': np.array(skills), **more})['logits']
+
+    want = {skills: logits('if', *skills) for skills in ((0, 0, 0), (1, 2, 3))}
+    for skills, expected in want.items():
+        for way in ('gather', 'all'):
+            np.testing.assert_allclose(logits(way, *skills), expected, atol=1e-4)
+    np.testing.assert_allclose(logits('constant', 1, 2, 3), want[0, 0, 0], atol=1e-4)
+    assert not np.allclose(*want.values(), atol=1e-2)
+    assert logits('inputs', 0, 0, 0).shape == want[0, 0, 0].shape
+    kinds = {path.stem: {n.op_type for n in onnx.load(path).graph.node} for path in paths}
+    assert [way for way, found in kinds.items() if 'If' in found] == ['if']
 
 
-def inputs_of(way, mixture, expert, x):
-    if way == 'inputs':
-        return {'x': x, **mixture.experts[expert]}
-    return {'x': x, 'chosen': np.array([expert])} if way != 'constant' else {'x': x}
-
-
-def test_all_ways_answer_alike(written):
-    mixture, out = written
-    x = np.random.default_rng(1).standard_normal((1, TOKENS, WIDTH)).astype(np.float32)
-
-    def ffn(weights):
-        gate, up = x @ weights['gate'], x @ weights['up']
-        return gate / (1 + np.exp(-gate)) * up @ weights['down']
-
-    for way in selection.WAYS:
-        session = open_session(out / f'{way}.onnx', backend='onnxruntime', provider='CPU')
-        for expert in range(1 if way == 'constant' else EXPERTS):
-            y = np.array(session.run(inputs_of(way, mixture, expert, x))['y'])
-            want = (ffn(mixture.shared) + ffn(mixture.experts[expert])) / 2
-            np.testing.assert_allclose(y, want, atol=1e-5)
-            other = mixture.experts[(expert + 1) % EXPERTS]
-            assert np.abs(y - (ffn(mixture.shared) + ffn(other)) / 2).max() > 1e-2
-
-
-def test_only_all_of_them_computes_more(written):
-    mixture, out = written
-    x = np.zeros((1, TOKENS, WIDTH), np.float32)
-    flops = {
-        way: counting.cost(out / f'{way}.onnx', inputs_of(way, mixture, 1, x)).flops
-        for way in selection.WAYS
-    }
-    one = 3 * 2 * TOKENS * WIDTH * FFN
-    assert flops.pop('all') == (1 + EXPERTS) * one
-    assert set(flops.values()) == {2 * one}
+def test_a_bundle_that_chooses_nothing_is_refused(tmp_path):
+    folder = bundles.make_bundle(tmp_path / 'known')
+    with pytest.raises(ValueError, match='decode.onnx chooses no expert'):
+        selection.write_ways(folder, tmp_path / 'out', 'decode')
+    with pytest.raises(ValueError, match="no graph 'vision' with experts"):
+        selection.write_ways(folder, tmp_path / 'out', 'vision')
+    shutil.rmtree(folder)
+    assert selection.main([str(folder), str(tmp_path / 'out')]) == 1
