@@ -64,7 +64,11 @@ GOALS = (
     Goal('the whole over the sum of its stages', ['end_to_end.to_stages'], most=1.15),
     Goal('p99 over p50', ['end_to_end.p99_to_p50'], most=1.3),
     Goal('p99 with a text over without', ['reasoning_interference.p99_ratio'], most=1.1),
-    Goal('resident memory flat over 20,000 plans, or as many as were soaked (1: yes)', ['soak.resident.flat'], least=1.0),
+    Goal(
+        'resident memory flat over 20,000 plans, or as many as were soaked (1: yes)',
+        ['soak.resident.flat'],
+        least=1.0,
+    ),
 )
 
 
