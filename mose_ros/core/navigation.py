@@ -19,6 +19,7 @@ SMOOTHING_S = 0.1  # in which the acceleration takes half of a change
 UNKNOWN_M = 100.0  # since the last standstill, when the first odometry finds the vehicle driving
 COMMAND_AHEAD_M = 30.0  # before a junction its command is given
 MAX_ROUTE_M = 1e6  # its curve takes a point a metre
+SAME_PLACE_M = 1.0  # places of a route that differ less in distance are as near
 OFF_ROUTE_M, BACKWARDS = 50.0, 2.4  # m; rad from straight ahead of both points of the guidance
 TURN, TURN_M = 0.5, 20.0  # rad that a route turns within so many metres where it turns off
 
@@ -128,17 +129,23 @@ class RouteFollower:
         self.distance = 0.0  # m from the route to the last projected place
 
     def project(self, x: float, y: float) -> float:
-        """Return how far along the route its nearest point is; near the last one, so that crossing ways keep apart."""
+        """Return how far along the route its nearest point is.
+
+        Near the last one, so that crossing ways keep apart; where there is none, of places that are as near the first, so that
+        who begins on a round does not take its end for the beginning.
+        """
         share = ((np.array([x, y]) - self.points[:-1]) * self._steps).sum(1) / self._lengths**2
         share = np.clip(share, 0.0, 1.0)
         foot = self.points[:-1] + share[:, None] * self._steps
         distance = np.hypot(*(foot - (x, y)).T)
         station = self._along[:-1] + share * self._lengths
+        nearest = None
         if self.progress is not None:
             near = np.abs(station - self.progress) <= self._window
             if near.any() and distance[near].min() < self._window:
-                distance = np.where(near, distance, np.inf)
-        nearest = int(np.argmin(distance))
+                nearest = int(np.argmin(np.where(near, distance, np.inf)))
+        if nearest is None:
+            nearest = _first_nearest(distance)
         self.progress, self.distance = float(station[nearest]), float(distance[nearest])
         return self.progress
 
@@ -184,6 +191,15 @@ class RouteFollower:
             for distance in (NEAR_M, FAR_M)
         )
         return Guidance(near=near, far=far, command=command)
+
+
+def _first_nearest(distance: Float[np.ndarray, 'N']) -> int:
+    """Return the nearest place of the first pass that is as near as any."""
+    is_near = distance <= distance.min() + SAME_PLACE_M
+    first = int(np.argmax(is_near))
+    others = np.flatnonzero(~is_near[first:])
+    last = first + int(others[0]) if len(others) else len(distance)
+    return first + int(np.argmin(distance[first:last]))
 
 
 def check_guidance(guidance: Guidance, distance: float) -> None:

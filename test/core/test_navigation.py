@@ -81,6 +81,20 @@ def test_ways_that_cross_are_kept_apart():
     assert progress == pytest.approx(50.0, abs=1.0)
 
 
+def test_who_begins_on_a_round_begins_at_its_first_pass():
+    """Start and end of a round are one place, and a route of several rounds passes each place as often."""
+    angle = np.linspace(0, 6 * np.pi, 607)  # three rounds whose points do not coincide
+    route = RouteFollower(np.stack([100 * np.sin(angle), 100 - 100 * np.cos(angle)], 1))
+    assert route.project(0.0, 0.0) == pytest.approx(0.0, abs=0.1)
+    for seen in np.arange(0.0, 700.0, 20.0):  # who has driven it goes on into the second
+        followed = route.project(100 * np.sin(seen / 100), 100 - 100 * np.cos(seen / 100))
+    assert followed == pytest.approx(680.0, abs=1.0)
+    fresh = RouteFollower(route.points)
+    assert fresh.project(100 * np.sin(6.8), 100 - 100 * np.cos(6.8)) == pytest.approx(
+        680.0 - 200 * np.pi, abs=1.0
+    )
+
+
 @pytest.mark.parametrize(
     'points', [[[0, 0]], [[0, 0], [0, 0]], [[0, 0], [np.nan, 1]], [[1, 2, 3], [4, 5, 6]]]
 )

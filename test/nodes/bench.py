@@ -118,7 +118,7 @@ class Bench:
             is_calm = time.monotonic() - last > 0.3
             return is_calm and self.car.speed >= speed and self.drives(time.monotonic() - 0.5)
 
-        if not self.wait(steady, 40.0):
+        if not self.wait(steady, 15.0):
             logs = '\n'.join(self.processes.tail(name) for name in NODES)
             raise AssertionError(f'the car does not drive: {self.state()!r}\n{logs}')
 
