@@ -132,13 +132,20 @@ def odometries(draw):
     return msg
 
 
+PLACES = st.builds(Vector3, x=st.floats(0, 30), y=st.floats(-5, 5), z=st.just(0.0))
+
+
 @st.composite
 def trajectories(draw):
-    count, dt = draw(st.sampled_from([0, 1, 2, 5, 10, 10])), draw(st.integers(1, 2**31))
+    if draw(st.booleans()):  # as our driver's, but for the numbers
+        count, dt, vectors, repeats = 10, 200_000_000, PLACES, [1]
+    else:
+        count, dt = draw(st.sampled_from([0, 1, 2, 5, 10, 10])), draw(st.integers(1, 2**31))
+        vectors, repeats = VECTORS, [1] * 20 + [0, 2]
     msg = MultiDOFJointTrajectory(header=draw(HEADERS))
     for index in range(count):
-        place = Transform(translation=draw(VECTORS), rotation=Quaternion(w=1.0))
-        transforms = [place] * draw(st.sampled_from([1] * 20 + [0, 2]))
+        place = Transform(translation=draw(vectors), rotation=Quaternion(w=1.0))
+        transforms = [place] * draw(st.sampled_from(repeats))
         sec, nanosec = divmod((index + 1) * dt, 10**9)
         moment = Duration(sec=sec, nanosec=nanosec)
         if draw(st.integers(0, 40)) == 0:
