@@ -180,11 +180,11 @@ def test_tables_go_between_the_marks_of_a_document(folder, tmp_path, capsys):
     report, document = tmp_path / 'mine.json', tmp_path / 'page.md'
     arguments = ['bench', str(folder), '--plans', '2', '--warmup', '0', '--parts', '']
     assert main([*arguments, '--json', str(report)]) == 0
-    document.write_text(f'# Before\n\n{tables.START}\nold\n{tables.END}\nbehind\n')
+    document.write_text(f'# Before\n\n{tables.START}\nwhat was there\n{tables.END}\nbehind\n')
     assert main(['table', str(report), '--into', str(document)]) == 0
     text = document.read_text()
     assert text.startswith('# Before\n') and text.endswith(f'{tables.END}\nbehind\n')
-    assert 'old' not in text and '### Stages (mine)' in text
+    assert 'what was there' not in text and '### Stages (mine)' in text
     p50 = json.loads(report.read_text())['stages']['vision']['p50_ms']
     assert f'| vision | {p50:.2f} |' in text
     document.write_text('no marks')

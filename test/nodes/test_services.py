@@ -177,7 +177,10 @@ def test_cameras_tell_rate_age_drops_and_exposure(drive):
             if ': camera ' in one.name and one.level == OK
         }
 
-    _, msg = ear.wait('diagnostics', lambda msg: len(cameras(msg)) == len(CAMERAS))
+    def is_told(msg):  # a rate takes two pictures
+        return len(cameras(msg)) == len(CAMERAS) and 'rate_hz' in cameras(msg)['back_left']
+
+    _, msg = ear.wait('diagnostics', is_told)
     told = cameras(msg)['back_left']
     assert told['size'] == '128x72' and float(told['brightness']) == 90
     assert 2 < float(told['rate_hz']) < 30 and float(told['age_ms']) < 5000
