@@ -1,7 +1,7 @@
 """Drive in lock-step by what CARLA's sensors say: the in-process agent without the Leaderboard around it.
 
-Tick by tick: place the vehicle, look and plan at every second tick (10 Hz of 20), follow the newest plan, brake where there is
-none. Knows neither the carla module nor a server, so the same ticks give the same commands anywhere.
+Tick by tick: place the vehicle, look and plan at every second tick (10 Hz of 20), and let the controller answer, which believes
+and brakes as that of the ROS graph does. Knows neither the carla module nor a server, so the same ticks give the same commands anywhere.
 """
 
 import dataclasses
@@ -18,14 +18,12 @@ import yaml
 from jaxtyping import UInt8
 
 from mose_ros.core import carla
-from mose_ros.core.control import TrajectoryTracker
-from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth, to_ego
+from mose_ros.core.controller import Caution, Controller
+from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth
 from mose_ros.core.rig import CAMERAS
-from mose_ros.core.types import EgoState, Observation, Plan, Policy, Trajectory, VehicleCommand
+from mose_ros.core.types import EgoState, Observation, Plan, Policy, VehicleCommand
 
 TICK_S = 0.05  # the Leaderboard and Bench2Drive tick at 20 Hz
-COMFORTABLE, HARD = 2.0, 6.0  # m/s^2, without a plan: at first, and once that lasts
-HARD_AFTER_S = 1.0
 ROUTES = ('sparse', 'dense')
 _log = logging.getLogger(__name__)
 
@@ -137,10 +135,9 @@ class Pilot:
     ):
         self._policy, self._config, self._frame, self._route = policy, config, frame, route
         self._localizer, self._history = carla.Localizer(), EgoHistory()
-        self._tracker = TrajectoryTracker(carla.LINCOLN, TICK_S)
-        self._trajectory: Trajectory | None = None
-        self._origin: EgoState | None = None  # the state that the trajectory starts from
-        self._tick, self._failed_since = 0, None
+        caution = Caution(plan_max_age_s=config.plan_max_age_s)
+        self._controller = Controller(carla.LINCOLN, TICK_S, caution)
+        self._tick, self._said = 0, ''
         self.plan: Plan | None = None  # the newest
         self.failures = 0  # ticks at which there should have been a plan and was none
         policy.reset()
@@ -161,8 +158,10 @@ class Pilot:
                 _log.error('tick %d: no plan: %s: %s', self._tick, type(error).__name__, error)
         self._tick += 1
         if self._tick <= self._config.warm_up_ticks:
-            return self._tracker.stop(0.0, COMFORTABLE)
-        return self._follow(time, ego)
+            return VehicleCommand(steer=0.0, throttle=0.0, brake=carla.LINCOLN.hold_brake)
+        command = self._controller.command(time)
+        self._tell()
+        return command
 
     def _place(self, time: float, senses: Senses) -> EgoState:
         fix = None
@@ -180,7 +179,13 @@ class Pilot:
             speed=senses.speed,
             acceleration=float(imu[0]),
         )
-        return self._history.add(time, state)
+        ego = self._history.add(time, state)
+        if self._localizer.is_placed:
+            try:
+                self._controller.hear_odometry(time, ego, 0.0, time)
+            except ValueError as error:
+                _log.warning('tick %d: %s', self._tick, error)
+        return ego
 
     def _look_and_plan(self, time: float, ego: EgoState, senses: Senses) -> None:
         if not self._localizer.is_placed:
@@ -189,7 +194,7 @@ class Pilot:
         guidance = self._route.guidance(ego)
         seen = Observation(time=time, images=images, ego=ego, guidance=guidance)
         self.plan = self._policy.plan(seen, None)
-        self._trajectory, self._origin = self.plan.trajectory, ego
+        self._controller.hear_plan(self.plan.trajectory, time - self.plan.trajectory.time, time)
 
     def _picture(self, bgra: UInt8[np.ndarray, 'H W 4']) -> UInt8[np.ndarray, 'H W 3']:
         picture = cv2.cvtColor(np.ascontiguousarray(bgra), cv2.COLOR_BGRA2BGR)
@@ -198,20 +203,12 @@ class Pilot:
             picture = cv2.imdecode(cv2.imencode('.jpg', picture, quality)[1], cv2.IMREAD_COLOR)
         return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
-    def _follow(self, time: float, ego: EgoState) -> VehicleCommand:
-        trajectory, origin = self._trajectory, self._origin
-        if trajectory is not None and time - trajectory.time <= self._config.plan_max_age_s:
-            self._failed_since = None
-            x, y = to_ego((ego.x, ego.y), origin.x, origin.y, origin.yaw)
-            pose = (float(x), float(y), carla.wrap(ego.yaw - origin.yaw))
-            try:
-                return self._tracker.command(trajectory, ego.speed, time - trajectory.time, pose)
-            except ValueError as error:
-                _log.error('tick %d: %s', self._tick, error)
-        if self._failed_since is None:
-            self._failed_since = time
-        lasts = time - self._failed_since >= HARD_AFTER_S
-        return self._tracker.stop(ego.speed, HARD if lasts else COMFORTABLE)
+    def _tell(self) -> None:
+        """Log the controller's state each time that it changes."""
+        state = self._controller.state.value
+        if state != self._said:
+            _log.info('tick %d: %s: %s', self._tick, state, self._controller.reason)
+        self._said = state
 
 
 def emergency() -> VehicleCommand:

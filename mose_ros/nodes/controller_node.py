@@ -1,12 +1,10 @@
 """The node that acts, and the last line: follows the trajectory, watches everyone, brings the car to rest when they fail.
 
-It hears and speaks; what is believed and when the car stops is decided in `core.safety`, how it moves in `core.control`.
-Inputs age by the node's clock and heartbeats by the wall's: a simulator that pauses is not a dead node.
+It hears and speaks; what is believed, when the car stops and how it moves is decided in `core.controller`. Inputs age by the node's clock and heartbeats by the wall's: a simulator that pauses is not a dead node.
 """
 
 import re
 import time
-from dataclasses import replace
 
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
@@ -17,9 +15,8 @@ from std_msgs.msg import Bool, Header, String
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 
 from mose_ros.core import safety
-from mose_ros.core.control import TrajectoryTracker
-from mose_ros.core.pursuit import Pursuit
-from mose_ros.core.safety import Fault, SafetyMachine, Severity, State
+from mose_ros.core.controller import Caution, Controller
+from mose_ros.core.safety import Fault, Severity, State
 from mose_ros.core.types import VehicleCommand
 from mose_ros.nodes import conversions
 from mose_ros.nodes.bearings import ODOMETRY
@@ -56,19 +53,10 @@ class ControllerNode(ManagedNode):
 
     def configure(self) -> None:
         p = self.parameters
-        self._model = p.vehicle()
-        self._tracker = TrajectoryTracker(self._model, p.period_s)
-        self._backend = open_backend(p.control_backend, p.role_name, self._model, p.wheel_angle)
+        self._backend = open_backend(p.control_backend, p.role_name, p.vehicle(), p.wheel_angle)
         self.get_logger().info(f'commands: {self._backend.name} on {self._backend.topic}')
         self._is_simulated = self.get_parameter('use_sim_time').value
-        self._machine = SafetyMachine(
-            hard_after_s=p.hard_after_s,
-            recover_after_s=p.recover_after_s,
-            restart_after_s=p.restart_after_s,
-            relapse_s=p.relapse_s,
-        )
-        self._pursuit = Pursuit(max_jump_m=p.max_odometry_jump)
-        self._early_s = EARLY_SIMULATED_S if self._is_simulated else EARLY_S
+        self._controller = Controller(p.vehicle(), p.period_s, self._caution(p))
         depth, publish = QoSProfile(depth=2), self.create_lifecycle_publisher
         self._commands = publish(self._backend.kind, self._backend.topic, depth)
         self._emergency = publish(Bool, 'emergency', LATCHED)
@@ -77,15 +65,10 @@ class ControllerNode(ManagedNode):
         self._asked_at = 0.0
         self._is_stop_asked = False
         self._start_anew()
-        hear, guard = self.create_subscription, self._guard
+        hear = self.create_subscription
         self._heard = [
-            hear(
-                MultiDOFJointTrajectory,
-                'trajectory',
-                guard('trajectory', self._on_trajectory),
-                depth,
-            ),
-            hear(Odometry, 'odometry', guard('odometry', self._on_odometry), ODOMETRY),
+            hear(MultiDOFJointTrajectory, 'trajectory', self._on_trajectory, depth),
+            hear(Odometry, 'odometry', self._on_odometry, ODOMETRY),
             # latched by a switch, volatile from `ros2 topic pub`: both are heard
             hear(Bool, 'emergency_stop', self._on_emergency_stop, LATCHED),
             hear(Bool, 'emergency_stop', self._on_emergency_stop, NEWEST),
@@ -99,15 +82,18 @@ class ControllerNode(ManagedNode):
         self._timer = self.create_timer(TICK_S, self._tick, clock=self.steady)
 
     def _start_anew(self) -> None:
-        self._machine.reset()
-        self._tracker.reset()
-        self._pursuit.clear(self._data_time())
+        self._controller.reset(self._data_time())
         self._stamp = Time()  # of the plan
-        self._deceleration = 0.0  # m/s^2 of the last command
-        self._broken: dict[str, str] = {}  # input -> what is wrong with its newest message
         self._cameras: dict[str, tuple[Severity, str]] = {}
         self._acted, self._said = self._data_time(), ''
         self._beats = dict.fromkeys(self.parameters.watch, time.monotonic())
+
+    def _caution(self, parameters: ControllerParameters) -> Caution:
+        return parameters.caution(EARLY_SIMULATED_S if self._is_simulated else EARLY_S)
+
+    def take_over(self, wanted: ControllerParameters) -> None:
+        if self.state in ('inactive', 'active'):
+            self._controller.caution = self._caution(wanted)
 
     def activate(self) -> None:
         self._start_anew()
@@ -128,19 +114,6 @@ class ControllerNode(ManagedNode):
         return self.state == 'active'
 
     # ---- hearing ----
-
-    def _guard(self, what: str, callback):
-        """Wrap a callback: a bad message is a fault until a good one comes."""
-
-        def call(msg):
-            try:
-                callback(msg)
-            except ValueError as error:
-                self._broken[what] = str(error)
-                return
-            self._broken.pop(what, None)
-
-        return call
 
     def _data_time(self) -> float:
         """Return the time by which inputs age: a simulated second may last long, and the vehicle drives in it."""
@@ -173,27 +146,31 @@ class ControllerNode(ManagedNode):
         try:
             ego = conversions.ego_from_msg(msg)
             stamp = conversions.seconds(msg.header.stamp)
-            age, max_age_s = self.now() - stamp, self.parameters.trajectory_max_age_s
-            safety.check_age('odometry', age, max_age_s, self._early_s)
+        except ValueError as error:
+            self._controller.refuse_odometry(str(error))
+            return
+        try:
+            now = self._data_time()
+            back = self._controller.hear_odometry(stamp, ego, self.now() - stamp, now)
         except ValueError:
-            self._pursuit.lose_odometry()
-            raise
-        back = self._pursuit.hear_odometry(stamp, ego, age, self._data_time())
+            return  # the controller tells of it until a good one comes
         if back:
             self.report('time', WARN, f'went back by {back:.3f} s: all is forgotten')
-            self._tracker.reset()
 
     def _on_trajectory(self, msg: MultiDOFJointTrajectory) -> None:
         if not self.is_active:
             return
-        max_age_s = self.parameters.trajectory_max_age_s
-        trajectory = conversions.trajectory_from_msg(msg)
-        age = self.now() - trajectory.time
-        safety.check_age('plan', age, max_age_s, self._early_s)
-        now, limits = self._data_time(), self.parameters.limits()
-        self._pursuit.hear_plan(trajectory, age, now, limits, max_age_s)
+        try:
+            trajectory = conversions.trajectory_from_msg(msg)
+        except ValueError as error:
+            self._controller.refuse_plan(str(error))
+            return
+        try:
+            age = self.now() - trajectory.time
+            self._controller.hear_plan(trajectory, age, self._data_time())
+        except ValueError:
+            return  # as above
         self._stamp = msg.header.stamp
-        self._broken.pop('trajectory', None)
         self._act()
 
     def _on_clock(self, msg: Clock) -> None:
@@ -201,17 +178,14 @@ class ControllerNode(ManagedNode):
 
     # ---- what is wrong ----
 
-    def _faults(self, now: float) -> list[Fault]:
+    def _faults(self) -> list[Fault]:
+        """Return what is wrong beside the odometry and the plans themselves."""
         p, found = self.parameters, []
         if self._is_stop_asked:
             reason = 'an emergency stop is asked for'
             found.append(Fault(severity=Severity.EMERGENCY, reason=reason))
         if not self.is_enabled:
             found.append(Fault(severity=Severity.STOP, reason='disabled by set_enabled'))
-        if 'odometry' in self._broken:
-            found.append(Fault(severity=Severity.STOP, reason=self._broken['odometry']))
-        silent = self._pursuit.silence(now)
-        found.append(safety.silence('odometry', silent, p.odometry_timeout_s, p.grace_s))
         for name, beat in self._beats.items():
             silent = time.monotonic() - beat
             what = f'heartbeat of {name}'
@@ -219,20 +193,7 @@ class ControllerNode(ManagedNode):
             if found[-1] is not None:
                 self._cameras.clear()  # nobody tells of them now
         found += safety.camera_faults(self._cameras)
-        found += self._plan_faults(now)
         return [fault for fault in found if fault is not None]
-
-    def _plan_faults(self, now: float) -> list[Fault | None]:
-        p, refusal = self.parameters, self._broken.get('trajectory')
-        found: list[Fault | None] = []
-        if self._pursuit.serves:
-            age = self._pursuit.plan_age(now)
-            found.append(safety.silence('trajectory', age, p.trajectory_max_age_s, p.grace_s))
-            if found[-1] is not None and refusal:
-                found[-1] = replace(found[-1], reason=f'{found[-1].reason} ({refusal})')
-        if refusal:
-            found.append(Fault(severity=Severity.DEGRADE, reason=f'refused: {refusal}'))
-        return found
 
     # ---- acting ----
 
@@ -244,61 +205,29 @@ class ControllerNode(ManagedNode):
         is_due = now - self._acted > 1.1 * self.parameters.period_s
         is_unanswered = self._asked is not None and self._asked != self._answered
         is_asked = is_unanswered and time.monotonic() - self._asked_at > ANSWER_AFTER_S
-        if is_due or is_asked or self._machine.state is not State.NORMAL or self._faults(now):
+        is_well = self._controller.state is State.NORMAL and not self._controller.faults(now)
+        if is_due or is_asked or not is_well or self._faults():
             self._act()
 
     def _go_back(self, now: float) -> None:
         self._acted = min(self._acted, now)  # simulated time goes back
-        self._pursuit.go_back(now)
+        self._controller.go_back(now)
 
     def _act(self) -> None:
-        now, started, pursuit = self._data_time(), time.perf_counter(), self._pursuit
+        now, started, controller = self._data_time(), time.perf_counter(), self._controller
         self._go_back(now)
-        faults = self._faults(now)
-        timeout_s = self.parameters.odometry_timeout_s
-        pursuit.move_on(now, timeout_s, self._deceleration, self._tracker.roll)
-        state = self._machine.update(now, faults, pursuit.speed, pursuit.serves)
-        command = None
-        if state in safety.DRIVING:
-            try:
-                command = self._follow(state, now)
-            except ValueError as error:
-                fault = Fault(severity=Severity.STOP, reason=str(error))
-                state = self._machine.update(now, [*faults, fault], pursuit.speed, pursuit.serves)
-        if command is None:
-            command = self._brake(state)
-        self._deceleration = command.brake * self._model.brake_gain
+        command = controller.command(now, self._faults())
         self._acted = now
-        is_driving = state in safety.DRIVING
+        if controller.left_way:
+            self.log('way', f'left, braking straight on: {controller.left_way}')
+        is_driving = controller.state in safety.DRIVING
         self._command(command, self._stamp if is_driving else conversions.to_stamp(self.now()))
-        self._emergency.publish(Bool(data=self._machine.is_emergency))
+        self._emergency.publish(Bool(data=controller.is_emergency))
         self._tell()
         self.debug(processing_time_ms=1e3 * (time.perf_counter() - started))
-        if pursuit.serves:
-            self.debug(input_age_ms=1e3 * pursuit.plan_age(now))
-
-    def _follow(self, state: State, now: float) -> VehicleCommand:
-        """Track the plan, shifted by its age, from where the car is now."""
-        pursuit = self._pursuit
-        age = max(0.0, pursuit.plan_age(now))
-        command = self._tracker.command(pursuit.trajectory, pursuit.speed, age, pursuit.pose)
-        if state is State.DEGRADED and pursuit.speed > self.parameters.degraded_speed:
-            return replace(command, throttle=0.0)
-        return command
-
-    def _brake(self, state: State) -> VehicleCommand:
-        """Brake along the last way that was believed; straight on where there is none."""
-        p, pursuit = self.parameters, self._pursuit
-        is_hard = state is State.EMERGENCY_STOP
-        wanted = p.hard_deceleration if is_hard else p.comfortable_deceleration
-        # who does not know whether the car stands doesn't loosen the brake to hold it
-        speed = max(pursuit.speed, safety.STANDING_MPS) if pursuit.is_blind else pursuit.speed
-        if pursuit.trajectory is not None and pursuit.pose is not None:
-            try:
-                return self._tracker.brake(pursuit.trajectory, speed, wanted, pursuit.pose)
-            except ValueError as error:
-                self.log('way', f'left, braking straight on: {error}')
-        return self._tracker.stop(speed, wanted)
+        age = controller.plan_age(now)
+        if age is not None:
+            self.debug(input_age_ms=1e3 * age)
 
     def _command(self, command: VehicleCommand, stamp: Time) -> None:
         """Publish a command; with `answer_ticks` once for each tick, with the stamp of the tick."""
@@ -306,18 +235,18 @@ class ControllerNode(ManagedNode):
             if self._asked is None or self._asked == self._answered:
                 return
             stamp = self._answered = self._asked
-        self._commands.publish(self._backend.to_msg(command, self._pursuit.speed, stamp))
+        self._commands.publish(self._backend.to_msg(command, self._controller.speed, stamp))
 
     def _tell(self) -> None:
         """Say the state and its reason once each time that they change; numbers in the reason are no change."""
-        state, reason = self._machine.state, self._machine.reason
+        state, reason = self._controller.state, self._controller.reason
         text = f'{state.value}: {reason}'
         skeleton = re.sub(r'\d[\d.]*', '#', text)
         if skeleton == self._said:
             return
         self._said = skeleton
         self._logged.pop('control', None)  # each change is worth its line
-        is_waiting = state is State.STOPPED and not self._machine.has_driven
+        is_waiting = state is State.STOPPED and not self._controller.has_driven
         self.report('control', WARN if is_waiting else LEVELS.get(state, ERROR), text)
         self._safety_state.publish(String(data=text))
 

@@ -3,12 +3,14 @@
 from dataclasses import dataclass, replace
 
 from mose_ros.core.control import METADRIVE, VehicleModel
+from mose_ros.core.controller import Caution
 from mose_ros.core.safety import TrajectoryLimits
 from mose_ros.nodes.lifecycle import NodeParameters
 from mose_ros.nodes.parameters import parameter
 from mose_ros.nodes.vehicle_command import BACKENDS
 
-_LIMITS = TrajectoryLimits()
+_CAUTION = Caution()
+_LIMITS = _CAUTION.limits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,13 +35,21 @@ class ControllerParameters(NodeParameters):
         maximum=5.0,
     )
     odometry_timeout_s: float = parameter(
-        0.22, 's without odometry until it is noticed', minimum=0.05, maximum=2.0, live=True
+        _CAUTION.odometry_timeout_s,
+        's without odometry until it is noticed',
+        minimum=0.05,
+        maximum=2.0,
+        live=True,
     )
     trajectory_max_age_s: float = parameter(
-        0.35, 's; an older trajectory is not accepted', minimum=0.05, maximum=2.0, live=True
+        _CAUTION.plan_max_age_s,
+        's; an older trajectory is not accepted',
+        minimum=0.05,
+        maximum=2.0,
+        live=True,
     )
     grace_s: float = parameter(
-        0.1,
+        _CAUTION.grace_s,
         's that are driven on, degraded, after an input is noticed to be missing',
         minimum=0.0,
         maximum=2.0,
@@ -48,29 +58,49 @@ class ControllerParameters(NodeParameters):
 
     # ---- how the car comes to rest, and when it goes on ----
     comfortable_deceleration: float = parameter(
-        2.5, 'm/s^2 of the first answer to a fault', minimum=0.5, maximum=5.0, live=True
+        _CAUTION.comfortable_deceleration,
+        'm/s^2 of the first answer to a fault',
+        minimum=0.5,
+        maximum=5.0,
+        live=True,
     )
     hard_deceleration: float = parameter(
-        8.0,
+        _CAUTION.hard_deceleration,
         'm/s^2 of an emergency stop: what the vehicle can',
         minimum=1.0,
         maximum=10.0,
         live=True,
     )
     hard_after_s: float = parameter(
-        1.0, 's; a fault that lasts so long is braked for hard', minimum=0.0, maximum=10.0
+        _CAUTION.hard_after_s,
+        's; a fault that lasts so long is braked for hard',
+        minimum=0.0,
+        maximum=10.0,
     )
     recover_after_s: float = parameter(
-        0.3, 's without fault that end the braking of a rolling car', minimum=0.0, maximum=10.0
+        _CAUTION.recover_after_s,
+        's without fault that end the braking of a rolling car',
+        minimum=0.0,
+        maximum=10.0,
     )
     restart_after_s: float = parameter(
-        1.0, 's without fault until a car that was stopped drives off', minimum=0.0, maximum=60.0
+        _CAUTION.restart_after_s,
+        's without fault until a car that was stopped drives off',
+        minimum=0.0,
+        maximum=60.0,
     )
     relapse_s: float = parameter(
-        15.0, 's after a stop in which another doubles these times', minimum=0.0, maximum=600.0
+        _CAUTION.relapse_s,
+        's after a stop in which another doubles these times',
+        minimum=0.0,
+        maximum=600.0,
     )
     degraded_speed: float = parameter(
-        6.0, 'm/s beyond which a degraded car gains no speed', minimum=0.0, maximum=60.0, live=True
+        _CAUTION.degraded_speed,
+        'm/s beyond which a degraded car gains no speed',
+        minimum=0.0,
+        maximum=60.0,
+        live=True,
     )
 
     # ---- what a trajectory may ask for ----
@@ -104,7 +134,10 @@ class ControllerParameters(NodeParameters):
         _LIMITS.jerk, 'm/s^3 of a trajectory', minimum=1.0, maximum=500.0, live=True
     )
     max_odometry_jump: float = parameter(
-        1.0, 'm between a pose and where speed and heading led', minimum=0.05, maximum=50.0
+        _CAUTION.max_odometry_jump,
+        'm between a pose and where speed and heading led',
+        minimum=0.05,
+        maximum=50.0,
     )
 
     # ---- the vehicle ----
@@ -140,14 +173,28 @@ class ControllerParameters(NodeParameters):
             hold_brake=self.hold_brake,
         )
 
-    def limits(self) -> TrajectoryLimits:
-        """Return what a trajectory may ask for."""
-        return TrajectoryLimits(
-            speed=self.max_speed,
-            start_offset=self.max_start_offset,
-            curvature=self.max_curvature,
-            lateral_acceleration=self.max_lateral_acceleration,
-            acceleration=self.max_acceleration,
-            deceleration=self.max_deceleration,
-            jerk=self.max_jerk,
+    def caution(self, early_s: float) -> Caution:
+        """Return what is believed and how the car comes to rest; `early_s`: a stamp may be so far ahead of the clock."""
+        return Caution(
+            limits=TrajectoryLimits(
+                speed=self.max_speed,
+                start_offset=self.max_start_offset,
+                curvature=self.max_curvature,
+                lateral_acceleration=self.max_lateral_acceleration,
+                acceleration=self.max_acceleration,
+                deceleration=self.max_deceleration,
+                jerk=self.max_jerk,
+            ),
+            plan_max_age_s=self.trajectory_max_age_s,
+            odometry_timeout_s=self.odometry_timeout_s,
+            early_s=early_s,
+            grace_s=self.grace_s,
+            comfortable_deceleration=self.comfortable_deceleration,
+            hard_deceleration=self.hard_deceleration,
+            hard_after_s=self.hard_after_s,
+            recover_after_s=self.recover_after_s,
+            restart_after_s=self.restart_after_s,
+            relapse_s=self.relapse_s,
+            degraded_speed=self.degraded_speed,
+            max_odometry_jump=self.max_odometry_jump,
         )

@@ -147,6 +147,21 @@ def test_whatever_fails_every_tick_is_answered_and_the_car_comes_to_rest(module,
     assert control.brake == 1.0 and 'full brake' in caplog.text
 
 
+def test_it_comes_to_rest_along_its_plan_where_the_road_bends(module, settings):
+    gps, world = stand_in.plan(stand_in.bend(carla, 1.3), RoadOption.RIGHT)
+    agent, car = start(module(), settings(), (gps, world)), Lincoln(world[0][0])
+    begun = car.yaw
+
+    def blind(tick, data):
+        if abs(math.remainder(car.yaw - begun, 2 * math.pi)) > 0.5 or agent._pilot.failures:
+            del data['rgb_front']
+
+    controls, track = drive(agent, car, 400, blind)
+    rest = np.array([c.steer for c in controls if c.brake > 0.1][20:])
+    assert agent._pilot.failures and car.speed < 0.2
+    assert rest.max() > 0.1 and off_route(track, world).max() < 2.0  # straight on: 0
+
+
 NASTY = {
     'nothing': {},
     'fix is nan': {'gnss': np.full(3, np.nan)},

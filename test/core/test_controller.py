@@ -1,0 +1,132 @@
+"""One car between plan and actuators: what it does while all is well, when something is wrong, and after."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mose_ros.core.control import METADRIVE
+from mose_ros.core.controller import Caution, Controller
+from mose_ros.core.safety import Fault, Severity, State
+from mose_ros.core.types import EgoState, Trajectory
+
+PERIOD = 0.1
+
+
+def plan(time, speed=8.0):
+    return Trajectory(
+        time=time, dt=0.2, xy=np.array([[0.2 * speed * k, 0.0] for k in range(1, 16)])
+    )
+
+
+class Car:
+    """A car on a straight road that does what it is told."""
+
+    def __init__(self, speed=8.0, **caution):
+        self.controller = Controller(METADRIVE, PERIOD, Caution(**caution))
+        self.now, self.x, self.speed = 0.0, 0.0, speed
+
+    def step(self, others=(), plans=True, odometry=True, wanted=None):
+        """Hear what comes, answer, and move for one period; `wanted`: the speed of the plan, in m/s."""
+        if odometry:
+            ego = EgoState(x=self.x, y=0.0, yaw=0.0, speed=self.speed)
+            self.controller.hear_odometry(self.now, ego, 0.0, self.now)
+        if plans:
+            asked = self.speed if wanted is None else wanted
+            self.controller.hear_plan(plan(self.now, asked), 0.0, self.now)
+        command = self.controller.command(self.now, others)
+        force = command.throttle * METADRIVE.throttle_gain - command.brake * METADRIVE.brake_gain
+        self.speed = max(0.0, self.speed + force * PERIOD)
+        self.x += self.speed * PERIOD
+        self.now += PERIOD
+        return command
+
+    def steps(self, seconds, **what):
+        return [self.step(**what) for _ in range(round(seconds / PERIOD))]
+
+    @property
+    def state(self):
+        return self.controller.state
+
+
+def test_it_waits_at_rest_then_follows_the_plan():
+    car = Car(speed=0.0)
+    [*_, command] = car.steps(0.5, plans=False)
+    assert car.state is State.STOPPED and not car.controller.is_emergency
+    assert command.throttle == 0 and command.brake == METADRIVE.hold_brake
+    assert car.controller.plan_age(car.now) is None
+    [*_, command] = car.steps(0.5, wanted=2.0)
+    assert car.state is State.NORMAL and command.throttle > 0.5
+    assert car.controller.plan_age(car.now) == pytest.approx(PERIOD)
+
+
+@pytest.mark.parametrize('missing', ['plans', 'odometry'])
+def test_what_no_longer_comes_is_driven_without_for_a_moment_then_braked_for(missing):
+    car = Car()
+    car.steps(1.0)
+    states = []
+    for _ in range(40):
+        car.step(plans=False, odometry=missing != 'odometry')
+        states.append(car.state)
+    order = list(dict.fromkeys(states))
+    assert order == [
+        State.NORMAL,
+        State.DEGRADED,
+        State.COMFORTABLE_STOP,
+        State.EMERGENCY_STOP,
+        State.STOPPED,
+    ]
+    assert car.speed < 0.2 and missing[:4] in car.controller.reason.replace('trajectory', 'plan')
+    car.steps(2.0)
+    assert car.state is State.NORMAL
+
+
+def test_the_fault_of_another_stops_the_car_until_it_is_gone():
+    car = Car()
+    car.steps(1.0)
+    fault = Fault(severity=Severity.STOP, reason='the bonnet is open')
+    first, *_ = car.steps(0.5, others=[fault])
+    assert first.brake * METADRIVE.brake_gain >= Caution().comfortable_deceleration - 1e-9
+    assert car.state is State.COMFORTABLE_STOP and car.controller.reason == 'the bonnet is open'
+    car.steps(0.5)
+    assert car.state is State.NORMAL and car.speed > 4.0
+    car.steps(0.3, others=[replace(fault, severity=Severity.EMERGENCY)])
+    assert car.state is State.EMERGENCY_STOP
+
+
+def test_a_plan_that_no_car_could_drive_is_refused_and_the_last_one_followed():
+    car = Car()
+    car.steps(1.0)
+    car.step(plans=False)
+    with pytest.raises(ValueError, match='begins 10'):
+        car.controller.hear_plan(plan(car.now - PERIOD, 60.0), 0.0, car.now)
+    car.step(plans=False)
+    assert car.state is State.DEGRADED and 'begins 10' in car.controller.reason
+    car.steps(0.6)
+    assert car.state is State.NORMAL
+    car.controller.refuse_plan('it is a poem')
+    car.step(plans=False)
+    assert car.controller.reason == 'refused: it is a poem'
+
+
+def test_caution_may_change_on_the_way():
+    fast = plan(0.0, 20.0)
+    car = Car(speed=20.0)
+    car.step(plans=False)
+    car.controller.hear_plan(fast, 0.05, 0.05)
+    caution = car.controller.caution
+    car.controller.caution = replace(caution, limits=replace(caution.limits, speed=10.0))
+    with pytest.raises(ValueError, match='over 10'):
+        car.controller.hear_plan(replace(fast, time=0.05), 0.0, 0.05)
+
+
+def test_odometry_that_jumps_is_a_fault_until_a_good_one_comes():
+    car = Car()
+    car.steps(1.0)
+    with pytest.raises(ValueError, match='jumps by 50'):
+        ego = EgoState(x=car.x + 50.0, y=0.0, yaw=0.0, speed=car.speed)
+        car.controller.hear_odometry(car.now, ego, 0.0, car.now)
+    assert [one.severity for one in car.controller.faults(car.now)] == [Severity.STOP]
+    car.controller.command(car.now)
+    assert car.state is State.COMFORTABLE_STOP and math.isfinite(car.controller.speed)
