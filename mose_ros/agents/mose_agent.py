@@ -16,9 +16,9 @@ from leaderboard.autoagents.autonomous_agent import AutonomousAgent, Track
 
 from mose_ros.agents.pilot import AgentConfig, Pilot, Senses, emergency, follow_plan
 from mose_ros.core.carla import sensors
+from mose_ros.core.files import write_json
 from mose_ros.core.types import VehicleCommand
 from mose_ros.engine.policy import Policy
-from mose_ros.evaluation.report import write_json
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ What the engine must know of a model is in the manifest, and nowhere else. docs/
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mose_ros.core.action import PROPRIO, Normalizer
+from mose_ros.core.files import PARTIAL, write_json
 from mose_ros.core.vision import HISTORIES
 
 FORMAT_VERSION = 2  # 1: pictures were cut into patches in front of the vision graph
@@ -166,19 +166,12 @@ class Manifest:
         """Write manifest.json into the folder with the hashes of every other file there."""
         folder = Path(folder)
         names = sorted(path.name for path in folder.iterdir() if path.is_file())
-        names = [name for name in names if name != MANIFEST and not name.endswith('.partial')]
+        names = [name for name in names if name != MANIFEST and not name.endswith(PARTIAL)]
         replace(self, files={name: sha256(folder / name) for name in names}).write(folder)
 
     def write(self, folder: str | Path) -> None:
         """Write manifest.json into the folder as it is, its hashes too; on OSError the old one stays, and nothing else."""
-        partial = Path(folder) / f'{MANIFEST}.partial'
-        text = json.dumps(asdict(self), indent=1, allow_nan=False)
-        try:
-            partial.write_text(text + '\n', encoding='utf-8')
-            os.replace(partial, Path(folder) / MANIFEST)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        write_json(Path(folder) / MANIFEST, asdict(self))
 
     @classmethod
     def load(cls, folder: str | Path, verify: bool = True) -> 'Manifest':

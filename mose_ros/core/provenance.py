@@ -1,4 +1,4 @@
-"""Where something was measured: the machine, the versions of what the engine runs on, and the commit of its code."""
+"""Where a figure comes from: the machine, the versions of what it ran on, and the commit of the code."""
 
 import contextlib
 import os
@@ -10,7 +10,18 @@ from typing import Any
 
 import mose_ros
 
-PACKAGES = ('mose_ros', 'numpy', 'onnxruntime', 'opencv-python', 'opencv-python-headless')
+PACKAGES = (  # those of them that are installed are named
+    'mose_ros',
+    'numpy',
+    'onnxruntime',
+    'opencv-python',
+    'opencv-python-headless',
+    'ros-rclpy',
+    'metadrive-simulator',
+    'panda3d',
+    'torch',
+    'transformers',
+)
 
 
 def machine() -> dict[str, Any]:
@@ -25,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what the engine runs on."""
+    """Return the versions of what is installed, of the packages that figures depend on."""
     found = {}
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):

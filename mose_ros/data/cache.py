@@ -13,11 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mose_ros.core.bundle import sha256
+from mose_ros.core.files import PARTIAL
 
 FOLDER = Path('~/.cache/mose_ros')
 LIMIT = 20 * 10**9  # bytes
 ATTEMPTS = 3
-_PARTIAL, _LOCK = '.partial', 'lock'
+_LOCK = 'lock'
 
 
 class WrongFile(OSError):
@@ -53,7 +54,7 @@ class Cache:
         if self.holds(sha, size):
             return final
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._alone(self.folder / f'{sha}.{size}{_PARTIAL}') as partial:
+        with self._alone(self.folder / f'{sha}.{size}{PARTIAL}') as partial:
             if not self.holds(sha, size):  # nobody else was faster
                 self._make_room()
                 self._fetch(partial, sha, size, fetch)
@@ -103,7 +104,7 @@ class Cache:
             fcntl.flock(lock, fcntl.LOCK_EX)
             kept, total = [], 0
             for path in self.folder.iterdir():
-                if path.suffix == _PARTIAL:
+                if path.suffix == PARTIAL:
                     total += 0 if _abandoned(path) else int(path.suffixes[-2][1:])
                 elif path.name != _LOCK:
                     try:

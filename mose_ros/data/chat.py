@@ -21,6 +21,7 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
+from mose_ros.core.files import write_json
 from mose_ros.data.pictures import Picture
 
 LONGEST_WAIT = 3600.0  # s; no server is waited for longer, whatever its Retry-After says
@@ -295,11 +296,7 @@ class Client:
             ) from None
 
     def _keep(self, key: str, record: Mapping[str, Any]) -> None:
-        path = self._path(key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix('.partial')
-        partial.write_text(json.dumps(record, indent=1) + '\n', encoding='utf-8')
-        os.replace(partial, path)
+        write_json(self._path(key), record)
 
     def _count(self, record: Mapping[str, Any], kind: str) -> None:
         usage = record['usage'] or {}

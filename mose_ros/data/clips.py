@@ -23,6 +23,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from mose_ros.core.files import PARTIAL, write_bytes
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import COMMANDS, Command, Scene, Trajectory, VehicleCommand
 from mose_ros.core.vision import check_image
@@ -30,7 +31,6 @@ from mose_ros.data import annotating, annotation, driven_path, storage
 from mose_ros.data.storage import Anywhere
 
 FRAME_DT = 0.1  # s between the frames of a clip unless ours says otherwise
-PARTIAL = '.partial'
 
 
 class ClipWriter:
@@ -82,9 +82,7 @@ class ClipWriter:
         for name, image in (semantics or {}).items():
             self._write_image(f'semantic_{name}', '.png', image, [cv2.IMWRITE_PNG_COMPRESSION, 1])
         path = self._partial / 'anno' / f'{self._count:05d}.json.gz'
-        beside = path.with_name(path.name + PARTIAL)
-        beside.write_bytes(gzip.compress(text.encode(), compresslevel=1, mtime=0))
-        os.replace(beside, path)
+        write_bytes(path, gzip.compress(text.encode(), compresslevel=1, mtime=0))
         self._count += 1
         return self._count - 1
 

@@ -6,17 +6,19 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
+from mose_ros.core import provenance
 from mose_ros.core.bundle import GRAPHS
+from mose_ros.core.files import write_json
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
-from mose_ros.engine import bench, engine_cache, memory, provenance, session, sweep, tables, twins
+from mose_ros.engine import bench, memory, session, sweep, tables, twins
 from mose_ros.engine.bundle import WORKSPACE, Bundle
 from mose_ros.engine.contestants import Engine
 from mose_ros.engine.driver import Driver
@@ -71,7 +73,7 @@ def run_bench(options) -> int:
     if options.soak:
         report = _soak(bundle, options)
     elif options.sweep is not None:
-        keep = options.json and (lambda report: _write_json(options.json, report))
+        keep = options.json and (lambda report: write_json(options.json, report))
         report = sweep.sweep(
             bundle,
             options.made,
@@ -102,7 +104,7 @@ def run_bench(options) -> int:
     report['command'] = shlex.join(['python', '-m', 'mose_ros.engine', *sys.argv[1:]])
     print(tables.render([(bundle.manifest.name, report)]))
     if options.json:
-        _write_json(options.json, report)
+        write_json(options.json, report)
     return 0
 
 
@@ -142,10 +144,6 @@ def make_tables(options) -> int:
             raise ValueError(f'{path} is no report of bench: {error}') from None
     tables.write(reports, options.into)
     return 0
-
-
-def _write_json(path: Path, report: Mapping[str, Any]) -> None:
-    engine_cache.write(path, (json.dumps(report, indent=1) + '\n').encode())
 
 
 def run(options) -> int:

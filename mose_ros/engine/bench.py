@@ -15,16 +15,17 @@ from typing import Any
 import numpy as np
 
 from mose_ros.core.bundle import MANIFEST, sha256
+from mose_ros.core.process import resident_bytes
+from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import LARGE, PRACTICE, Engine, Graph, Peaks, Talking, Words
 from mose_ros.engine.counting import Cost
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.matches import COMPARED, Setting, join
-from mose_ros.engine.memory import MIB, peak_bytes, resident_bytes
+from mose_ros.engine.memory import MIB, peak_bytes
 from mose_ros.engine.opponents import OpponentError
 from mose_ros.engine.policy import Policy
-from mose_ros.engine.provenance import commit, machine, versions
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Contestant, Turn

@@ -8,7 +8,7 @@ from time import perf_counter, sleep
 
 import numpy as np
 
-from mose_ros.core.priority import TEXT_NICE, lower_priority
+from mose_ros.core.process import TEXT_NICE, lower_priority
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.peaks import Copy, Gemm

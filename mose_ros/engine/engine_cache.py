@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mose_ros.core.files import write_bytes
 from mose_ros.engine.session import BackendError
 
 VARIABLE = 'MOSE_ROS_ENGINES'
@@ -89,8 +90,10 @@ class Slot:
         }
         text = json.dumps({**header, 'header': _seal(header)}, indent=1)
         try:
-            write(self.engine, engine)
-            write(self.header, f'{text}\n'.encode())  # last: it vouches for the engine
+            write_bytes(self.engine, engine, lasting=True)
+            write_bytes(
+                self.header, f'{text}\n'.encode(), lasting=True
+            )  # last: it vouches for the engine
         except OSError as error:
             raise self._unwritable(error, engine.nbytes) from None
 
@@ -162,20 +165,6 @@ class Slot:
             f'{self.engine} cannot be kept: {error.strerror or error}{space}; make room, or '
             f'name another folder with --engines or {VARIABLE}'
         )
-
-
-def write(path: Path, data: bytes | memoryview) -> None:
-    """Write a file beside its place and move it there; on OSError nothing is left of it."""
-    partial = path.with_name(f'{path.name}.partial')
-    try:
-        with open(partial, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # a vehicle is switched off, not shut down
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _seal(header: Mapping) -> str:

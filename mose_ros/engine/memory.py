@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mose_ros.core.process import resident_bytes
 from mose_ros.engine.contestants import Engine
 from mose_ros.engine.turns import row
 
@@ -16,12 +17,6 @@ WINDOWS = 100
 WARM = 0.2  # share of the windows in which pools fill up
 TRACED = 2000  # plans that Python's own allocations are traced in, which slows it down
 TEXT_EVERY = 20  # plans
-_PAGE = 4096
-
-
-def resident_bytes() -> int:
-    """Return what the process has in memory."""
-    return int(Path('/proc/self/statm').read_text(encoding='ascii').split()[1]) * _PAGE
 
 
 def peak_bytes() -> int:

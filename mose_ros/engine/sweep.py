@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import LARGE, PRACTICE, Engine
-from mose_ros.engine.provenance import commit, machine, versions
 from mose_ros.engine.scenery import Scenery
 
 SIZES = (0.5, 1.0, 1.5, 2.0)  # of a view's side, in the manifest's

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mose_ros.core.files import write_text
+
 START, END = '<!-- made by `engine table`: begin -->', '<!-- end -->'
 Report = Mapping[str, Any]
 
@@ -92,9 +94,7 @@ def write(reports: Sequence[tuple[str, Report]], into: Path) -> None:
                 f'{into} has no lines {START} and {END}; write them where the tables go'
             )
         text = head + text.rstrip('\n') + tail
-    partial = into.with_name(f'{into.name}.partial')
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(into)
+    write_text(into, text)
 
 
 def render(reports: Sequence[tuple[str, Report]]) -> str:

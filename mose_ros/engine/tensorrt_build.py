@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mose_ros.core.files import write_bytes
 from mose_ros.engine import engine_cache
 from mose_ros.engine.cuda import Device
 from mose_ros.engine.engine_cache import Slot, Stale
@@ -313,7 +314,7 @@ def _write_timings(config: trt.IBuilderConfig, path: Path) -> None:
         return
     data: trt.IHostMemory = timings.serialize()
     try:
-        engine_cache.write(path, memoryview(data))
+        write_bytes(path, memoryview(data), lasting=True)
     except OSError as error:  # the engine counts; the next build is slower
         _log.warning('%s cannot be kept: %s', path, error)
 

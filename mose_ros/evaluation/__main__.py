@@ -7,6 +7,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from mose_ros.core.files import write_json
 from mose_ros.core.types import FAMILIES
 from mose_ros.data import storage
 
@@ -98,7 +99,7 @@ def parse_families(text: str) -> tuple[str, ...]:
 
 
 def _closed_loop(options: argparse.Namespace) -> None:
-    from mose_ros.evaluation import closed_loop, quality, report
+    from mose_ros.evaluation import closed_loop, quality
 
     config = closed_loop.Config(
         bundle=options.bundle,
@@ -115,7 +116,7 @@ def _closed_loop(options: argparse.Namespace) -> None:
     if options.leaderboard:
         closed_loop.write_leaderboard(options.leaderboard, result)
     if options.json:
-        report.write_json(options.json, closed_loop.without_steps(result))
+        write_json(options.json, closed_loop.without_steps(result))
     _print_policies(result)
     if options.record:
         _record(options, 'closed_loop', quality.of_closed_loop(result, options.seeds), result)
@@ -151,7 +152,7 @@ def _percent(share: float | None) -> str:
 def _language(options: argparse.Namespace) -> None:
     from mose_ros.core.bundle import Manifest
     from mose_ros.engine.policy import Policy
-    from mose_ros.evaluation import language, quality, report
+    from mose_ros.evaluation import language, quality
     from mose_ros.evaluation.provenance import provenance
 
     if options.frames < 1:
@@ -171,7 +172,7 @@ def _language(options: argparse.Namespace) -> None:
     result = {'config': {'frames': options.frames, 'families': families, **source}, **result}
     result |= provenance(options.bundle)
     if options.json:
-        report.write_json(options.json, result)
+        write_json(options.json, result)
     for level, value in result['f1'].items():
         router = result['skill_routers'][level]['accuracy']
         print(f'{level:12s} F1 of the text {value:.3f}   accuracy of the router {router:.3f}')
@@ -188,7 +189,7 @@ def _bench2drive(options: argparse.Namespace) -> None:
     metrics = report.read_metrics(options.metrics or options.results.parent, records)
     result = report.score(records, options.routes, metrics, options.sample_dt)
     if options.json:
-        report.write_json(options.json, result)
+        write_json(options.json, result)
     for warning in result['warnings']:
         print(f'warning: {warning}', file=sys.stderr)
     print(f'driving score {result["driving_score"]:.2f}')

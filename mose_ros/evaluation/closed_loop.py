@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from mose_ros.core.bundle import Manifest
 from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.files import write_json
 from mose_ros.core.types import FAMILIES, Observation, Plan, Policy, Scene, Trajectory
 from mose_ros.evaluation import report
 from mose_ros.evaluation.provenance import Store, identity, provenance
@@ -313,7 +314,7 @@ def write_leaderboard(folder: Path, result: Mapping[str, Any]) -> None:
         for route in figures['routes']:
             name = f'{route["family"]}_{route["seed"]}'
             steps = {str(index): step for index, step in enumerate(route['steps'])}
-            report.write_json(folder / policy / name / 'metric_info.json', steps)
+            write_json(folder / policy / name / 'metric_info.json', steps)
         report.write_leaderboard(folder / policy / 'results.json', figures['routes'])
 
 

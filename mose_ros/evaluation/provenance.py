@@ -3,19 +3,14 @@
 import hashlib
 import json
 import logging
-import multiprocessing
-import platform
-import subprocess
-from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mose_ros
 from mose_ros.core.bundle import MANIFEST, sha256
+from mose_ros.core.provenance import commit, machine, versions
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ('mose_ros', 'numpy', 'onnxruntime', 'metadrive-simulator', 'panda3d', 'opencv-python')
 
 
 class Store:
@@ -64,39 +59,7 @@ def identity(bundle: str | None, *more: str) -> str:
 
 def provenance(bundle: str | None) -> dict[str, Any]:
     """Return versions, commit, machine and the bundle's hash."""
-    versions = {'python': platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue  # a source checkout of mose_ros, or a machine without the simulator
-    machine = {
-        'platform': platform.platform(),
-        'processor': _processor(),
-        'cores': multiprocessing.cpu_count(),
-    }
-    data = {'versions': versions, 'commit': _commit(), 'machine': machine}
+    data = {'versions': versions(), 'commit': commit(), 'machine': machine()}
     if bundle is not None:
         data['bundle'] = {'folder': bundle, 'manifest_sha256': sha256(Path(bundle) / MANIFEST)}
     return data
-
-
-def _processor() -> str:
-    try:
-        text = Path('/proc/cpuinfo').read_text(encoding='utf-8')
-    except OSError:
-        return platform.processor()
-    names = [line.partition(':')[2].strip() for line in text.splitlines() if 'model name' in line]
-    return names[0] if names else platform.processor()
-
-
-def _commit() -> str:
-    """Return the commit, with `+` where the tree differs from it; '' outside of a repository."""
-    root = Path(mose_ros.__file__).parent.parent
-    try:
-        ask: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
-            ['git', *words], cwd=root, capture_output=True, text=True, timeout=20, check=True
-        ).stdout.strip()
-        return ask('rev-parse', 'HEAD') + ('+' if ask('status', '--porcelain', '-uno') else '')
-    except (OSError, subprocess.SubprocessError):
-        return ''

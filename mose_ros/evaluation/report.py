@@ -6,7 +6,6 @@ true time between samples and derives the yaw acceleration, which the official c
 """
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from mose_ros.core.files import write_json
 from mose_ros.core.infractions import INFRACTIONS, SLOWNESS, faults
 
 BENCH2DRIVE_ROUTES = 220
@@ -111,14 +111,6 @@ def write_leaderboard(path: Path, routes: Sequence[Mapping[str, Any]]) -> None:
         'records': records,
     }
     write_json(path, {'_checkpoint': checkpoint, 'entry_status': 'Finished', 'eligible': True})
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON beside, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(json.dumps(data, indent=1, allow_nan=False) + '\n', encoding='utf-8')
-    os.replace(partial, path)
 
 
 # ---- scoring ----

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mose_ros.core.action import flow
+from mose_ros.core.files import folder_beside
 from mose_ros.modeling.action_expert import ActionExpert
 from mose_ros.modeling.batch import Batch, LossWeights
-from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.losses import accuracy, focal, load_balance, soft_cross_entropy
 from mose_ros.modeling.mose import Decoded, MoseQwen2VL
@@ -257,7 +257,7 @@ class MoseDriver(nn.Module):
 
         Written beside and renamed: the folder is a whole checkpoint or it is not there.
         """
-        with written_beside(folder) as partial:
+        with folder_beside(folder) as partial:
             self.vlm.save_pretrained(partial / VLM)
             self.save_rest(partial)
 

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import rclpy
 from rclpy.lifecycle import TransitionCallbackReturn
 from rclpy.parameter import Parameter
 
+from mose_ros.core.files import write_json
+from mose_ros.core.process import resident_bytes
 from mose_ros.nodes.controller_node import ControllerNode
 from mose_ros.nodes.driver_node import DriverNode
 from mose_ros.nodes.lifecycle import ManagedNode
@@ -37,9 +38,8 @@ GROWTH_KB = 30.0
 def resources() -> dict[str, float]:
     """Return what this process holds: resident memory in MB, threads, file descriptors."""
     gc.collect()
-    pages = int(Path('/proc/self/statm').read_text().split()[1])
     return {
-        'memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 2**20,
+        'memory_mb': resident_bytes() / 2**20,
         'threads': threading.active_count(),
         'tasks': len(os.listdir('/proc/self/task')),
         'descriptors': len(os.listdir('/proc/self/fd')),
@@ -154,9 +154,7 @@ def main(arguments: list[str] | None = None) -> None:
         rclpy.try_shutdown()
         lock.close()
     if options.json:
-        partial = Path(f'{options.json}.partial')
-        partial.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-        os.replace(partial, options.json)
+        write_json(options.json, result)
     print(json.dumps(result))
     grown = result['threads_grown'] > 0 or result['descriptors_grown'] > 0
     sys.exit(1 if grown or result['memory_kb_per_cycle'] > GROWTH_KB else 0)

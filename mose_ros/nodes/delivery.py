@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mose_ros.nodes.drive import Failed, find_config, write_json
+from mose_ros.core.files import write_json
+from mose_ros.nodes.drive import Failed, find_config
 from mose_ros.nodes.machine import PROFILES
 from mose_ros.nodes.processes import DomainLock, Processes
 

@@ -6,19 +6,14 @@ Nothing here drives. The nodes are processes of their own in a ROS domain of the
 """
 
 import argparse
-import contextlib
-import json
 import os
-import platform
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +21,8 @@ import yaml
 
 import mose_ros
 from mose_ros.core.bundle import MANIFEST, Manifest, sha256
+from mose_ros.core.files import write_json
+from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.core.types import FAMILIES
 from mose_ros.nodes.processes import DomainLock, Processes
 
@@ -361,7 +358,9 @@ class _Show:
                 'commit': manifest.commit,
                 'manifest_sha256': sha256(Path(self._options.bundle) / MANIFEST),
             },
-            'versions': _versions(),
+            'versions': versions(),
+            'commit': commit(),
+            'machine': machine(),
         }
 
     def summary(self) -> None:
@@ -389,26 +388,6 @@ class _Show:
 
 def _domain() -> str:
     return os.environ['ROS_DOMAIN_ID']
-
-
-def _versions() -> dict:
-    found = {'python': platform.python_version(), 'machine': platform.platform()}
-    for name in ('mose_ros', 'ros-rclpy', 'onnxruntime', 'metadrive-simulator', 'numpy'):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        command = ['git', '-C', str(ROOT), 'rev-parse', 'HEAD']
-        found['commit'] = subprocess.run(
-            command, capture_output=True, text=True, check=True
-        ).stdout.strip()
-    return found
-
-
-def write_json(path: str, result: dict) -> None:
-    """Write figures beside the file, then put them in its place."""
-    partial = Path(f'{path}.partial')
-    partial.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, path)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from std_srvs.srv import Trigger
 from trajectory_msgs.msg import MultiDOFJointTrajectory
 from visualization_msgs.msg import MarkerArray
 
-from mose_ros.core.priority import TEXT_NICE
+from mose_ros.core.process import TEXT_NICE
 from mose_ros.core.types import Command, EgoState, Guidance, Plan, Views
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver, Thought

@@ -3,7 +3,7 @@
 import threading
 import time
 
-from mose_ros.core.priority import lower_priority
+from mose_ros.core.process import lower_priority
 from mose_ros.nodes.film import Film, Shot
 from mose_ros.nodes.monitor import Moment, Monitor, picture
 

@@ -17,6 +17,7 @@ import rclpy
 from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, ReliabilityPolicy
 
+from mose_ros.core.files import write_text
 from mose_ros.core.rig import CAMERAS
 from mose_ros.nodes.bag_node import BagParameters
 from mose_ros.nodes.carla_state_node import CarlaStateNode, CarlaStateParameters
@@ -199,9 +200,7 @@ def main() -> None:
             node.close()
             node.destroy_node()
         rclpy.try_shutdown()
-    partial = options.page.with_name(f'{options.page.name}.partial')
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, options.page)
+    write_text(options.page, text)
 
 
 if __name__ == '__main__':

@@ -15,9 +15,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mose_ros.core.process import resident_bytes
+
 DOMAINS = range(40, 100)  # DDS ports of these lie below Linux's ephemeral ones
 _PR_SET_PDEATHSIG = 1
-_PAGE = os.sysconf('SC_PAGE_SIZE')
 _HZ = os.sysconf('SC_CLK_TCK')
 
 
@@ -115,8 +116,7 @@ class Processes:
         sizes = {}
         for name, pid in pids.items():
             with contextlib.suppress(OSError, IndexError):
-                pages = int(Path(f'/proc/{pid}/statm').read_text().split()[1])
-                sizes[name] = pages * _PAGE / 2**20
+                sizes[name] = resident_bytes(pid) / 2**20
         return sizes
 
     def cpu_seconds(self) -> dict[str, float]:

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mose_ros.core.files import write_json
+from mose_ros.core.process import resident_bytes
 from mose_ros.core.types import FAMILIES
 from mose_ros.nodes.drive import (
     NODES,
@@ -32,7 +34,6 @@ from mose_ros.nodes.drive import (
     start_nodes,
     start_world,
     take_domain,
-    write_json,
 )
 from mose_ros.nodes.processes import Processes
 
@@ -200,9 +201,8 @@ def _sample(pids: dict[str, int], monitor, samples: list) -> dict:
     sample['latency_ms'] = statistics.median(new) if new else None
     for name in NODES:
         folder = Path(f'/proc/{pids[name]}')
-        pages = int((folder / 'statm').read_text().split()[1])
         sample[name] = {
-            'memory_mb': pages * os.sysconf('SC_PAGE_SIZE') / 2**20,
+            'memory_mb': resident_bytes(pids[name]) / 2**20,
             'threads': len(os.listdir(folder / 'task')),
             'descriptors': len(os.listdir(folder / 'fd')),
         }

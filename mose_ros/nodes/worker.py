@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from mose_ros.core.priority import lower_priority
+from mose_ros.core.process import lower_priority
 
 T = TypeVar('T')
 

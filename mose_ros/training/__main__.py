@@ -22,13 +22,14 @@ import argparse
 import logging
 import math
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mose_ros.core.files import write_json
+from mose_ros.core.provenance import commit
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import FAMILIES
 from mose_ros.data import storage
@@ -43,7 +44,7 @@ from mose_ros.training import (
     skill_report,
     stages,
 )
-from mose_ros.training.config import override, parse_seeds, resolve, write_json
+from mose_ros.training.config import override, parse_seeds, resolve
 from mose_ros.training.fit import Fit
 from mose_ros.training.presets import STAGES, Training
 
@@ -417,7 +418,7 @@ class Run:
             name=options.name or (out.name if options.out else f'mose-{self.training.preset}'),
             precision=_PRECISIONS[options.precision],
             storage=_PRECISIONS[options.storage or options.precision],
-            commit=_commit(),
+            commit=commit(),
             views=self.training.data if options.settings else None,
             **self._at_hand(),
         )
@@ -478,14 +479,6 @@ def _minutes_of(stage: str, text: str) -> float:
 
 def _round_folder(number: int) -> str:
     return 'action' if number == 0 else f'action-r{number}'
-
-
-def _commit() -> str:
-    git = ['git', '-C', str(Path(__file__).parent), 'describe', '--always', '--dirty']
-    try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ''  # not a git checkout: an installed package
 
 
 if __name__ == '__main__':

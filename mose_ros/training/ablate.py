@@ -21,8 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from mose_ros.core.files import write_json, write_text
 from mose_ros.data import storage
-from mose_ros.training.config import write_json, write_text
 
 _LOG = logging.getLogger(__name__)
 LOG, RESULT = 'log.txt', 'result.json'

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int64
 
+from mose_ros.core.files import write_json
 from mose_ros.data.clips import ClipReader
 from mose_ros.data.storage import Anywhere
 from mose_ros.modeling.batch import Batch
@@ -24,7 +25,7 @@ from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import SkillMixture
 from mose_ros.training import stages, validation
 from mose_ros.training.batches import load, validation_keys
-from mose_ros.training.config import Data, write_json
+from mose_ros.training.config import Data
 from mose_ros.training.index import UNKNOWN, Index, place_of
 from mose_ros.training.samples import Key, Samples
 

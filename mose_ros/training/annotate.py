@@ -18,13 +18,14 @@ from tqdm import tqdm
 from mose_ros.core import action, prompt
 from mose_ros.core.action import Normalizer
 from mose_ros.core.bundle import sha256
+from mose_ros.core.files import file_beside, write_json, write_text
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.skills import LEVELS
 from mose_ros.core.types import COMMANDS, EgoState, Guidance, Trajectory
 from mose_ros.data import bench2drive, narration, rules, storage
 from mose_ros.data.clips import ClipReader, find_clips
 from mose_ros.data.storage import Anywhere
-from mose_ros.training.config import Data, digest, resolve, write_json, write_text
+from mose_ros.training.config import Data, digest, resolve
 from mose_ros.training.workers import fan_out
 
 _LOG = logging.getLogger(__name__)
@@ -89,8 +90,8 @@ def annotate(
             progress.update(len(results))
     labelled = [folder for folder in folders if folder.name not in skipped]
     data = _summarise(root, labelled, target, skipped)
-    prompt.word_tokenizer(vocabulary()).save(str(root / f'{TOKENIZER}.partial'))
-    (root / f'{TOKENIZER}.partial').replace(root / TOKENIZER)
+    with file_beside(root / TOKENIZER) as partial:
+        prompt.word_tokenizer(vocabulary()).save(str(partial))
     write_json(root / DATASET, data)
     return data
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from mose_ros.training.config import write_json
+from mose_ros.core.files import write_json
 from mose_ros.training.learner import Learner
 
 STATE = 'state.json'

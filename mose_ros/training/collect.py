@@ -16,12 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from mose_ros.core import control
+from mose_ros.core.files import write_json
 from mose_ros.core.types import FAMILIES, Observation, Policy, Scene, VehicleCommand
 from mose_ros.data import storage
 from mose_ros.data.clips import ClipWriter
 from mose_ros.sim.expert import Expert
 from mose_ros.sim.world import World
-from mose_ros.training.config import Collect, seeds_of, write_json
+from mose_ros.training.config import Collect, seeds_of
 from mose_ros.training.workers import fan_out
 
 _LOG = logging.getLogger(__name__)

@@ -7,11 +7,9 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
@@ -192,16 +190,3 @@ def seeds_of(text: str, family: str) -> tuple[int, ...]:
         raise ValueError(f'seeds {text!r}: none are named; as `0-99` or `0-99;normal:0-29`')
     found = {name: parse_seeds(seeds) for name, seeds in named.items()}
     return found.get(family, found.get('', ()))
-
-
-def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON beside the path, then rename, so that no reader sees half a file."""
-    write_text(path, json.dumps(value, indent=1) + '\n')
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write text beside the path, then rename."""
-    path = Path(path)
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)

@@ -20,13 +20,13 @@ from tqdm import tqdm
 from transformers import Qwen2VLConfig
 
 from mose_ros.core.bundle import TOKENIZER
+from mose_ros.core.files import folder_beside, write_json
 from mose_ros.core.skills import Taxonomy, default_path
-from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import PRESETS, DriverConfig, with_skills
 from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS, MoseDriver, read_config
 from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture
 from mose_ros.modeling.qwen2vl import hf_config, mose_field, sized_like
-from mose_ros.training.config import override, write_json
+from mose_ros.training.config import override
 from mose_ros.training.fit import FIT, UNFITTED, Fit
 from mose_ros.training.room import check_disk
 from mose_ros.training.stored import INDEX, Checkpoint, Stored, read_hf_config
@@ -213,7 +213,7 @@ def _write(
     plan = _plan(there, driver.vlm, origin, new)
     rest = sum(p.nbytes for n, p in driver.named_parameters() if not n.startswith('vlm.'))
     check_disk(out, sum(map(_size, plan.values())) + rest, 'the checkpoint')
-    with written_beside(out) as partial:
+    with folder_beside(out) as partial:
         folder = partial / VLM
         folder.mkdir()
         for path in (path for pattern in BESIDE for path in there.folder.glob(pattern)):

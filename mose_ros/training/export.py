@@ -22,10 +22,10 @@ import onnx
 from mose_ros.core import action, vision
 from mose_ros.core.action import Normalizer
 from mose_ros.core.bundle import GRAPHS, TOKENIZER, Manifest
+from mose_ros.core.files import folder_beside
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.core.types import Observation
 from mose_ros.engine.bundle import Bundle
-from mose_ros.modeling.beside import written_beside
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver, read_config
 from mose_ros.training import quantize
@@ -168,7 +168,7 @@ def export(
     exact = driver.eval().requires_grad_(False)
     if made.storage == 'float16' != made.precision:
         exact = rounded(driver)
-    with terminable(), written_beside(folder) as partial:
+    with terminable(), folder_beside(folder) as partial:
         shutil.copyfile(bundling.tokenizer, partial / TOKENIZER)
         if made.precision in quantize.INTEGERS:
             others = calibration or fake_moments(made.cameras, seed=1)

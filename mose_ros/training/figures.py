@@ -1,6 +1,5 @@
 """Pictures of what `analyse` finds. They are drawn from its figures alone, so a JSON file of an earlier run draws the same."""
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mose_ros.core.files import file_beside
 
 SCALE, ABSENT = 'Blues', '0.92'  # colours: of shares and similarities; of what was never labelled
 LABEL, RIGHT, WRONG = '0.78', '#1f6fb4', '#d1495b'
@@ -100,10 +101,8 @@ DRAW = {'experts': draw_experts, 'routing': draw_routing, 'chains': draw_chains}
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG beside the path, then rename."""
-    path = Path(path)
-    partial = path.with_name(path.name + '.partial')
-    figure.savefig(partial, format='png', dpi=DPI)
-    os.replace(partial, path)
+    with file_beside(path) as partial:
+        figure.savefig(partial, format='png', dpi=DPI)
 
 
 def _seen(frames, name: str, choices: Sequence[str]) -> list[str]:

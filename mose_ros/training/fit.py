@@ -14,9 +14,10 @@ import numpy as np
 from mose_ros.core import action
 from mose_ros.core.action import Normalizer
 from mose_ros.core.bundle import TOKENIZER
+from mose_ros.core.files import write_json
 from mose_ros.modeling.config import ActionConfig
 from mose_ros.training import annotate
-from mose_ros.training.config import Data, differences, resolve, write_json
+from mose_ros.training.config import Data, differences, resolve
 from mose_ros.training.presets import Training
 
 FIT = 'fit.json'

@@ -12,7 +12,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,6 +19,7 @@ from typing import Any
 import torch
 
 from mose_ros.core import action
+from mose_ros.core.provenance import versions
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.opponents import serve
 from mose_ros.engine.scenery import Scenery
@@ -97,7 +97,7 @@ def start(options) -> tuple[Mapping[str, Any], Callable[[int], Turn]]:
     practice = [policy.plan(index).ms for index in range(len(scenery) + 4)]
     facts = {
         'kind': options.kind,
-        'versions': {name: metadata.version(name) for name in ('torch', 'transformers')},
+        'versions': versions(),
         'threads': torch.get_num_threads(),
         'first_ms': practice[0],
     }

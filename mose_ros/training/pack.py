@@ -7,16 +7,16 @@ pictures of colours and classes, labels. The same clips give the same bytes. A s
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mose_ros.core.bundle import sha256
+from mose_ros.core.files import file_beside
 from mose_ros.data import shards, storage
 from mose_ros.data.remote import Remote
 from mose_ros.data.shards import INDEX, Index, Shard, Whole
@@ -176,12 +176,9 @@ class _Folder:
     def read(self, name: str) -> bytes:
         return (self._folder / name).read_bytes()
 
-    @contextmanager
-    def new(self, name: str) -> Iterator[Path]:
+    def new(self, name: str) -> AbstractContextManager[Path]:
         """Lend a path to write to."""
-        partial = self._folder / f'{name}.partial'
-        yield partial
-        os.replace(partial, self._folder / name)
+        return file_beside(self._folder / name)
 
 
 class _Bucket(Remote):

@@ -22,6 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mose_ros.core import skills
+from mose_ros.core.files import write_json, write_text
 from mose_ros.core.skills import Taxonomy
 from mose_ros.data.bench2drive import ClipSource
 from mose_ros.data.chat import Client, Endpoint, Unanswered
@@ -29,7 +30,7 @@ from mose_ros.data.coda_lm import CodaLmSource
 from mose_ros.data.robo2vlm import Robo2VlmSource
 from mose_ros.data.skill_samples import SkillSample, Source, check, missing
 from mose_ros.data.vlm import LABELLED, Verdict, VlmAnnotator
-from mose_ros.training.config import override, write_json, write_text
+from mose_ros.training.config import override
 from mose_ros.training.skill_report import SKIPPED, UNANSWERED, describe, report
 
 _LOG = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from mose_ros.core.bundle import TOKENIZER
+from mose_ros.core.files import write_json
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.data import storage
 from mose_ros.data.storage import Anywhere
@@ -23,7 +24,7 @@ from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import annotate, checkpoints
-from mose_ros.training.config import Data, differences, filled, resolve, write_json
+from mose_ros.training.config import Data, differences, filled, resolve
 from mose_ros.training.fit import Fit
 from mose_ros.training.index import Index
 from mose_ros.training.loop import Limits, Loop

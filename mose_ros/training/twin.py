@@ -20,11 +20,12 @@ from typing import Any
 import torch
 
 from mose_ros.core.bundle import MANIFEST, TOKENIZER, Manifest, sha256
+from mose_ros.core.files import write_json
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import SkillMixture, TokenMixture
-from mose_ros.training.config import override, write_json
+from mose_ros.training.config import override
 from mose_ros.training.export import Bundling, export
 from mose_ros.training.graphs import OPSET
 from mose_ros.training.moments import fake_moments

@@ -10,13 +10,13 @@ states of the last line and its braking), only the messages between them are lef
 import argparse
 import itertools
 import json
-import os
 import sys
 from dataclasses import replace
 
 import numpy as np
 
 from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.files import write_json
 from mose_ros.core.pictures import PictureCheck
 from mose_ros.core.pursuit import Pursuit
 from mose_ros.core.rig import CAMERAS
@@ -168,9 +168,7 @@ def _keep(bundle: str, run: dict) -> None:
     runs = kept.get('camera_faults', {}).get('runs', [])
     runs = [one for one in runs if any(one[name] != run[name] for name in case)] + [run]
     kept['camera_faults'] = {'bundle': bundle, 'runs': runs}
-    partial = JSON.with_name(f'{JSON.name}.partial')
-    partial.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, JSON)
+    write_json(JSON, kept)
 
 
 if __name__ == '__main__':

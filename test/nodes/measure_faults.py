@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mose_ros.core.files import write_json, write_text
 from mose_ros.nodes.processes import DomainLock
 
 ROOT = Path(__file__).parents[2]
@@ -137,9 +138,7 @@ def _keep(rows) -> None:
     order = dict.fromkeys(fault.name for fault in all_faults())
     kept['machine'] = f'{os.cpu_count()} cores, {platform.platform()}'
     kept['faults'] = [known[name] for name in order if name in known]
-    partial = JSON.with_name(f'{JSON.name}.partial')
-    partial.write_text(json.dumps(kept, indent=1) + '\n', encoding='utf-8')
-    os.replace(partial, JSON)
+    write_json(JSON, kept)
 
 
 def _write_table() -> None:
@@ -165,9 +164,7 @@ def _write_table() -> None:
     text = PAGE.read_text(encoding='utf-8')
     text = _between(text, MARKS, lines)
     text = _between(text, DRIVE_MARKS, _driven(json.loads(JSON.read_text())))
-    partial = PAGE.with_name(f'{PAGE.name}.partial')
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, PAGE)
+    write_text(PAGE, text)
 
 
 def _between(text, marks, lines) -> str:
