@@ -13,6 +13,7 @@ EXTRAS = {  # room: what it needs beside the core
         'psutil',
     ],  # where ROS is not installed
     'engine': ['onnxruntime'],
+    'tensorrt': ['onnx'],  # beside NVIDIA's own packages
     'bag': ['rosbags'],  # platform:=bag bag:=...
     'sim': ['metadrive-simulator', 'tqdm'],
     'train': [

@@ -86,6 +86,8 @@ class Build:
     folder: Path | None = None  # for what is built; None: engine_cache.default_folder()
     workspace: int  # bytes that the builder may use beside the weights
     background: bool = False  # yields to the sessions that are not
+    model: bytes | None = None  # a part of the file, with the same weights, instead of it
+    part: str = ''  # its name
 
 
 def choose_backend(backend: str) -> str:
@@ -165,11 +167,11 @@ def open_session(
     """
     chosen = choose_backend('onnxruntime' if backend == 'auto' and build is None else backend)
     if chosen == 'tensorrt':
-        from mose_ros.engine.tensorrt_session import TensorRTSession
+        from mose_ros.engine.staged_session import open_tensorrt
 
         if build is None:
             raise ValueError(f"{path}: backend 'tensorrt' needs `build`: open it from its bundle")
-        return TensorRTSession(path, build)
+        return open_tensorrt(path, build)
     from mose_ros.engine.onnxruntime_session import OnnxRuntimeSession
 
     if provider:

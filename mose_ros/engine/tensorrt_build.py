@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import logging
 import time
 from collections import Counter
@@ -134,6 +135,7 @@ def make_recipe(build: Build, gpu: Device) -> dict[str, str]:
     """Return all that decides whether an engine may be used: name -> value, as text."""
     return {
         **{f'sha256 of {name}': digest for name, digest in build.files.items()},
+        **({'part': hashlib.sha256(build.model).hexdigest()} if build.model else {}),
         'TensorRT': load().__version__,
         'CUDA': gpu.cuda,
         'GPU': gpu.name,
@@ -148,10 +150,15 @@ def make_recipe(build: Build, gpu: Device) -> dict[str, str]:
     }
 
 
+def graph_name(path: Path, build: Build) -> str:
+    """Return what a graph, or a part of one, is called in logs and in the cache."""
+    return f'{path.stem}.{build.part}' if build.part else path.stem
+
+
 def make_slot(path: Path, build: Build, gpu: Device) -> Slot:
     """Return where a graph's engine is kept: precisions and architectures lie side by side."""
     folder = build.folder or engine_cache.default_folder()
-    name = f'{path.stem}.{build.precision}.sm{gpu.architecture}'
+    name = f'{graph_name(path, build)}.{build.precision}.sm{gpu.architecture}'
     return Slot(folder, f'{path.resolve().parent.name}/{name}')
 
 
@@ -170,7 +177,11 @@ def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory
     typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network: trt.INetworkDefinition = builder.create_network(typed)
     parser: trt.OnnxParser = trt.OnnxParser(network, listener())
-    if not parser.parse_from_file(str(path)):
+    if build.model is None:
+        is_parsed = parser.parse_from_file(str(path))
+    else:  # its weights lie beside the file
+        is_parsed = parser.parse(build.model, str(path))
+    if not is_parsed:
         raise BackendError(
             f'TensorRT {trt.__version__} cannot parse {path}: {_parser_errors(parser)}; use '
             "backend 'onnxruntime', or export the bundle with this version of mose_ros"
@@ -181,7 +192,7 @@ def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory
     config.builder_optimization_level = LEVEL
     if config.add_optimization_profile(_profile(builder, network, path, build)) < 0:
         raise BackendError(f'{path}: its sizes are refused: {listener().take_errors()}')
-    monitor = _monitor(path.stem)
+    monitor = _monitor(graph_name(path, build))
     config.progress_monitor = monitor
     timing_file = _timing_file(build, gpu)
     _read_timings(config, timing_file)
@@ -193,7 +204,7 @@ def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory
         raise BackendError(f'{path} cannot be built: {explain(listener().take_errors())}')
     _write_timings(config, timing_file)
     seconds = round(time.monotonic() - started, 1)
-    _log.info('%s: built in %.1f s, %.1f MB', path.stem, seconds, plan.nbytes / 1e6)
+    _log.info('%s: built in %.1f s, %.1f MB', graph_name(path, build), seconds, plan.nbytes / 1e6)
     return plan, {'control_flow': _control_flow(network), 'seconds': seconds}
 
 

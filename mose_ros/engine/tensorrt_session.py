@@ -75,6 +75,7 @@ class TensorRTSession:
         trt = tensorrt_build.load()
         self._gpu = cuda.device()
         self._gpu.activate()
+        self._name = tensorrt_build.graph_name(self.path, build)
         opened, notes = tensorrt_build.open_engine(self.path, build, self._gpu)
         self._engine: trt.ICudaEngine = opened
         self._strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
@@ -109,7 +110,7 @@ class TensorRTSession:
         flow = notes['control_flow']
         self._records = not flow and not self._on_host
         why = f'none, it has {flow}' if flow else 'recorded at the second run of a shape'
-        _log.info('%s: CUDA graphs: %s', self.path.stem, why)
+        _log.info('%s: CUDA graphs: %s', self._name, why)
 
     def run(
         self, inputs: Mapping[str, np.ndarray | DeviceArray], keep: Collection[str] = ()
@@ -317,7 +318,7 @@ class TensorRTSession:
             failure = failure or str(error)
         if failure:
             self._records = False
-            _log.warning('%s: runs without CUDA graphs: %s', self.path.stem, failure)
+            _log.warning('%s: runs without CUDA graphs: %s', self._name, failure)
             return
         self._recorded[key] = (context, graph)
 

@@ -4,12 +4,14 @@ test_tensorrt_api.py holds every public name of its classes, and of their argume
 engine calls here exists there. It is as strict as the documentation of the real one: what that calls undefined raises.
 """
 
+import base64
 import ctypes
 import enum
 import json
 import types
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +26,7 @@ KINDS = {
     TensorProto.BOOL: 'BOOL',
     TensorProto.UINT8: 'UINT8',
 }
+WEIGHTS = 'session.model_external_initializers_file_folder_path'
 SCRATCH = 4096  # bytes that an execution context asks for
 
 
@@ -115,7 +118,7 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
     class INetworkDefinition:
         def __init__(self, flags):
             assert flags == 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-            self._inputs, self._layers, self._path = [], [], ''
+            self._inputs, self._layers, self._path, self._data = [], [], '', None
 
         @property
         def num_inputs(self):
@@ -162,12 +165,18 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
             return ParserError(faults.parser_errors[index])
 
         def parse_from_file(self, model):
+            return self._parse(onnx.load(model, load_external_data=False), model, None)
+
+        def parse(self, model, path=None):
+            return self._parse(onnx.load_from_string(model), path, model)
+
+        def _parse(self, model, path, data):
             if faults.parser_errors:
                 return False
-            graph = onnx.load(model, load_external_data=False).graph
+            graph = model.graph
             shape_inputs = getattr(trt, 'shape_inputs', ())
             self._network._inputs = [ITensor(one, one.name in shape_inputs) for one in graph.input]
-            self._network._path = model
+            self._network._path, self._network._data = path, data
             for node in _nodes(graph):
                 kind = {'If': 'CONDITION', 'CumSum': 'LOOP_OUTPUT', 'Add': 'ELEMENTWISE'}
                 name = kind.get(node.op_type, 'MATRIX_MULTIPLY')
@@ -257,6 +266,7 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
             assert dynamic == config._profile._shapes.keys()
             plan = {
                 'path': network._path,
+                'data': network._data and base64.b64encode(network._data).decode(),
                 'shapes': config._profile._shapes,
                 'values': config._profile._values,
                 'version': version,
@@ -266,8 +276,13 @@ def make(driver, *, version='10.3.0', libraries=True, faults=None):
     class ICudaEngine:
         def __init__(self, plan, logger):
             self._plan, self._logger = plan, logger
-            self._graph = onnx.load(plan['path'], load_external_data=False).graph
-            self._session = onnxruntime.InferenceSession(plan['path'], _options())
+            data, options = plan['data'] and base64.b64decode(plan['data']), _options()
+            if data:
+                options.add_session_config_entry(WEIGHTS, str(Path(plan['path']).parent))
+                self._graph = onnx.load_from_string(data).graph
+            else:
+                self._graph = onnx.load(plan['path'], load_external_data=False).graph
+            self._session = onnxruntime.InferenceSession(data or plan['path'], options)
             self._ports = {one.name: one for one in [*self._graph.input, *self._graph.output]}
             self._inputs = [one.name for one in self._graph.input]
             self._output_shapes = lru_cache(self._output_shapes)

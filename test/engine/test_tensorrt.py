@@ -9,14 +9,12 @@ import logging
 import shutil
 import sys
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from engine import bundles
-from engine.fake_cuda import FakeDriver
-from engine.fake_tensorrt import SCRATCH, Faults, make
+from engine.fake_tensorrt import SCRATCH, Faults
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.engine import __main__ as command
 from mose_ros.engine import cuda, scenery, session, tensorrt_build
@@ -25,32 +23,10 @@ from mose_ros.engine.driver import Driver
 from mose_ros.engine.session import BackendError
 from mose_ros.engine.view_router import ViewRouter
 
-TINY = Path(__file__).parents[2] / 'models' / 'mose-tiny'
-CACHED = (tensorrt_build.load, tensorrt_build.listener, tensorrt_build.runtime, cuda.device)
-
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return bundles.make_bundle(tmp_path_factory.mktemp('tensorrt') / 'known')
-
-
-@pytest.fixture
-def machine(monkeypatch, tmp_path):
-    """Return a function that sets up a machine: a GPU, a version of TensorRT, faults."""
-
-    def set_up(version='10.3.0', faults=None, **gpu):
-        for one in CACHED:
-            one.cache_clear()
-        driver = FakeDriver(**gpu)
-        monkeypatch.setattr(cuda, 'load', lambda: driver)
-        trt = make(driver, version=version, faults=faults)
-        monkeypatch.setitem(sys.modules, 'tensorrt', trt)
-        monkeypatch.setenv('MOSE_ROS_ENGINES', str(tmp_path / 'engines'))
-        return driver, trt
-
-    yield set_up
-    for one in CACHED:
-        one.cache_clear()
 
 
 def open_bundle(folder, **options):
@@ -335,29 +311,6 @@ def test_a_graph_with_conditions_is_never_recorded(machine, folder, monkeypatch,
         vision.run({'views': pictures(bundle.manifest, 2)})
     assert driver.calls['record'] == 0
     assert "vision: CUDA graphs: none, it has {'CONDITION': 3}" in caplog.text
-
-
-def test_the_shipped_bundle_runs_and_what_can_be_recorded_is(machine, caplog):
-    """Its experts are chosen by `If` trees, so the graphs that have them are not recorded."""
-    caplog.set_level(logging.INFO)
-    driver, _ = machine()
-    answers = []
-    for backend in ('tensorrt', 'onnxruntime'):
-        bundle = Bundle.open(TINY, backend=backend, threads=1)
-        router, thinker = ViewRouter(bundle), Driver(bundle)
-        seen = scenery.grey(bundle.manifest)
-        for _ in range(2):
-            router.reset()
-            thinker.reset()
-            views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
-            plan = thinker.plan(views, seen.ego, seen.guidance)
-        answers.append((plan.trajectory.xy.tobytes(), plan.skills))
-    assert answers[0] == answers[1]
-    assert driver.calls['record'] == 2
-    for graph in ('view_router', 'vision'):
-        assert f'{graph}: CUDA graphs: recorded at the second run' in caplog.text
-    for graph in ('prefill', 'decode', 'action'):
-        assert f'{graph}: CUDA graphs: none, it has ' in caplog.text
 
 
 def test_a_driver_that_cannot_record_is_told_of_once(machine, folder, caplog):
