@@ -16,15 +16,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from mose_ros.modeling.config import ActionConfig, DecoderConfig
-from mose_ros.modeling.mose import (
-    Norm,
-    SkillMixture,
-    attend,
-    attend_in_products,
-    exact,
-    hide,
-    linear_at_once,
-)
+from mose_ros.modeling.layers import Norm, attend, attend_in_products, exact, hide, linear_at_once
+from mose_ros.modeling.mixture import SkillMixture
 
 Tensor = torch.Tensor
 

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import nn
 
 from mose_ros.modeling.config import GlanceConfig
-from mose_ros.modeling.mose import exact
+from mose_ros.modeling.layers import exact
 
 Tensor = torch.Tensor
 

@@ -22,7 +22,7 @@ from mose_ros.data.clips import ClipReader
 from mose_ros.data.storage import Anywhere
 from mose_ros.modeling.batch import Batch
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.modeling.mose import SkillMixture
+from mose_ros.modeling.mixture import SkillMixture
 from mose_ros.training import stages, validation
 from mose_ros.training.batches import load, validation_keys
 from mose_ros.training.config import Data

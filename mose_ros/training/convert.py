@@ -24,7 +24,8 @@ from mose_ros.core.files import folder_beside, write_json
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.modeling.config import PRESETS, DriverConfig, with_skills
 from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS, MoseDriver, read_config
-from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture
+from mose_ros.modeling.mixture import SkillMixture
+from mose_ros.modeling.mose import MoseQwen2VL
 from mose_ros.modeling.qwen2vl import hf_config, mose_field, sized_like
 from mose_ros.training.config import override
 from mose_ros.training.fit import FIT, UNFITTED, Fit

@@ -13,7 +13,7 @@ from torch import nn
 
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.modeling.mose import TokenMixture
+from mose_ros.modeling.mixture import TokenMixture
 from mose_ros.training.folding import fold
 
 SURE = 1e4  # more than any score of a router

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor
 
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.driver import MoseDriver, Output
-from mose_ros.modeling.mose import MoseQwen2VL, TokenMixture
+from mose_ros.modeling.mixture import TokenMixture
+from mose_ros.modeling.mose import MoseQwen2VL
 from mose_ros.training import validation
 from mose_ros.training.learner import Learner, Pieces
 from mose_ros.training.presets import Stage

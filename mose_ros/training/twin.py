@@ -24,7 +24,7 @@ from mose_ros.core.files import write_json
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver
-from mose_ros.modeling.mose import SkillMixture, TokenMixture
+from mose_ros.modeling.mixture import SkillMixture, TokenMixture
 from mose_ros.training.config import override
 from mose_ros.training.export import Bundling, export
 from mose_ros.training.graphs import OPSET

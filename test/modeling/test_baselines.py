@@ -10,7 +10,8 @@ from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.losses import load_balance
-from mose_ros.modeling.mose import MoseQwen2VL, SkillMixture, TokenMixture, pick_by_token
+from mose_ros.modeling.mixture import SkillMixture, TokenMixture, pick_by_token
+from mose_ros.modeling.mose import MoseQwen2VL
 from test.modeling.planning import plan
 
 

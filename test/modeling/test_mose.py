@@ -9,16 +9,10 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from mose_ros.core import vision
 from mose_ros.modeling.config import preset
-from mose_ros.modeling.mose import (
-    MoseQwen2VL,
-    SkillMixture,
-    SkillRouter,
-    attend,
-    attend_in_products,
-    hide,
-    pick_by_branch,
-)
-from mose_ros.modeling.mose import pick_by_group as pick
+from mose_ros.modeling.layers import attend, attend_in_products, hide
+from mose_ros.modeling.mixture import SkillMixture, SkillRouter, pick_by_branch
+from mose_ros.modeling.mixture import pick_by_group as pick
+from mose_ros.modeling.mose import MoseQwen2VL
 from mose_ros.modeling.qwen2vl import hf_config
 
 

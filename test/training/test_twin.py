@@ -19,7 +19,7 @@ from mose_ros.engine.scenery import Scenery  # noqa: E402
 from mose_ros.engine.session import open_session  # noqa: E402
 from mose_ros.engine.turns import apart  # noqa: E402
 from mose_ros.modeling import config as modeling_config  # noqa: E402
-from mose_ros.modeling.mose import SkillMixture, TokenMixture  # noqa: E402
+from mose_ros.modeling.mixture import SkillMixture, TokenMixture  # noqa: E402
 from mose_ros.training import opponent, twin  # noqa: E402
 
 PLANS = 4
