@@ -92,13 +92,10 @@ class Driver:
         code = self._proprio_normalizer.encode(action.proprio(ego, guidance))[None]
         ids, positions = self._prompt(views, ego, guidance)
         pixels = views.image.tobytes()
-        seen, embeds = self._seen
         pictures = vision.split_views(views.image, len(views.names), m.view_frames)
         clock.lap('preprocess')
 
-        if pixels != seen:
-            embeds = self._vision.run({'views': pictures}, keep=('embeds',))['embeds']
-            self._seen = pixels, embeds
+        embeds = self._look(pictures, pixels)
         clock.lap('vision')
 
         answer = self._prefill.run(
@@ -112,20 +109,7 @@ class Driver:
         )
         clock.lap('prefill')
 
-        inputs = {
-            'proprio': code,
-            'past_k': answer['past_k'],
-            'past_v': answer['past_v'],
-            'skill_override': action_override,
-        }
-        acted = {}
-
-        def velocity(noisy, t):
-            acted.update(self._action.run({**inputs, 'noisy': noisy, 't': np.float32([t])}))
-            return acted['velocity']
-
-        with np.errstate(all='ignore'):  # what is not finite is refused below
-            flowed = action.flow(velocity, self._noise, m.num_steps)[0]
+        flowed, action_skill = self._flow(code, answer, action_override)
         if not (np.isfinite(flowed).all() and np.isfinite(answer['logits']).all()):
             raise FloatingPointError(f'{m.name} answered with numbers that are not finite')
         trajectory = action.to_trajectory(flowed, self._action_normalizer, views.time, m.dt)
@@ -146,10 +130,36 @@ class Driver:
         return Plan(
             trajectory=trajectory,
             skills={level: skills[index] for (level, skills), index in chain},
-            action_skill=m.action_skills[int(acted['skill'][0])],
+            action_skill=m.action_skills[action_skill],
             views=views.names,
             timings_ms=clock.laps(),
         )
+
+    def _look(self, pictures, pixels: bytes) -> np.ndarray | Resident:
+        """Return the features of the views: the last ones where the pixels are the same."""
+        seen, embeds = self._seen
+        if pixels != seen:
+            embeds = self._vision.run({'views': pictures}, keep=('embeds',))['embeds']
+            self._seen = pixels, embeds
+        return embeds
+
+    def _flow(self, code, answer, override) -> tuple[Float32[np.ndarray, 'T 2'], int]:
+        """Return the normalised trajectory that noise flows to, and the number of the action's skill."""
+        inputs = {
+            'proprio': code,
+            'past_k': answer['past_k'],
+            'past_v': answer['past_v'],
+            'skill_override': override,
+        }
+        acted = {}
+
+        def velocity(noisy, t):
+            acted.update(self._action.run({**inputs, 'noisy': noisy, 't': np.float32([t])}))
+            return acted['velocity']
+
+        with np.errstate(all='ignore'):  # what is not finite is refused by whoever asked
+            flowed = action.flow(velocity, self._noise, self.manifest.num_steps)[0]
+        return flowed, int(acted['skill'][0])
 
     def reason(
         self, thought: Thought | None = None, *, cancel: Callable[[], bool] = lambda: False
