@@ -8,6 +8,7 @@ states of the last line and its braking), only the messages between them are lef
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -15,13 +16,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from mose_ros.core.control import TrajectoryTracker
+from mose_ros.core.control import METADRIVE
+from mose_ros.core.controller import Caution, Controller
 from mose_ros.core.files import write_json
 from mose_ros.core.pictures import PictureCheck
-from mose_ros.core.pursuit import Pursuit
 from mose_ros.core.rig import CAMERAS
-from mose_ros.core.safety import DRIVING, SafetyMachine, Severity, State, TrajectoryLimits, silence
-from mose_ros.core.safety import Fault as Wrong
+from mose_ros.core.safety import Fault, Severity, State
 from mose_ros.core.types import FAMILIES
 from mose_ros.engine.policy import Policy
 from mose_ros.engine.view_router import MissingAnchor
@@ -32,8 +32,7 @@ from nodes.measure_faults import JSON
 
 FROM_S, TO_S, END_S = 3.0, 6.0, 12.0
 ANCHOR, SIDE = CAMERAS[0], CAMERAS[1]
-TIMEOUT_S, MAX_AGE_S, GRACE_S = 0.25, 0.35, 0.1  # the nodes' defaults
-COMFORTABLE, HARD = 2.5, 8.0
+TIMEOUT_S = 0.25  # the view router's default
 KINDS = ('lost', 'frozen', 'delayed', 'black', 'noise', 'half')
 _random = np.random.default_rng(0)
 
@@ -76,64 +75,38 @@ class Cameras:
         }[self._kind]
 
 
-class LastLine:
-    """The controller without its messages."""
-
-    def __init__(self):
-        self.tracker, self.pursuit = TrajectoryTracker(), Pursuit(max_jump_m=1.0)
-        times = {'hard_after_s': 1.0, 'recover_after_s': 0.3, 'restart_after_s': 1.0}
-        self.machine = SafetyMachine(**times, relapse_s=15.0)
-        self.worst = State.NORMAL
-
-    def command(self, time: float, ego, trajectory, said):
-        """Answer one moment."""
-        pursuit, wrong = self.pursuit, []
-        try:
-            pursuit.hear_odometry(time, ego, 0.0, time)
-        except ValueError as error:  # a crash is a jump of the speed
-            wrong.append(Wrong(severity=Severity.STOP, reason=str(error)))
-        if trajectory is not None:
-            try:
-                pursuit.hear_plan(trajectory, 0.0, time, TrajectoryLimits(), MAX_AGE_S)
-            except ValueError as error:
-                wrong.append(Wrong(severity=Severity.DEGRADE, reason=str(error)))
-        for name, text in said.items():
-            stops = name == ANCHOR and text.startswith('masked')
-            severity = Severity.STOP if stops else Severity.DEGRADE
-            wrong.append(Wrong(severity=severity, reason=f'{name}: {text}'))
-        if pursuit.serves:
-            wrong.append(silence('plan', pursuit.plan_age(time), MAX_AGE_S, GRACE_S))
-        wrong = [one for one in wrong if one is not None]
-        pursuit.move_on(time, TIMEOUT_S, 0.0, self.tracker.roll)
-        state = self.machine.update(time, wrong, pursuit.speed, pursuit.serves)
-        if self.machine.has_driven:
-            self.worst = max(self.worst, state, key=list(State).index)
-        if state in DRIVING:
-            age = pursuit.plan_age(time)
-            command = self.tracker.command(pursuit.trajectory, pursuit.speed, age, pursuit.pose)
-            is_slow = state is State.NORMAL or pursuit.speed <= 6.0
-            return command if is_slow else replace(command, throttle=0.0)
-        wanted = HARD if state is State.EMERGENCY_STOP else COMFORTABLE
-        if pursuit.trajectory is None:
-            return self.tracker.stop(pursuit.speed, wanted)
-        return self.tracker.brake(pursuit.trajectory, pursuit.speed, wanted, pursuit.pose)
+def faults_of(said) -> list[Fault]:
+    """Return what is said of the cameras as the controller node hears it."""
+    found = []
+    for name, text in said.items():
+        stops = name == ANCHOR and text.startswith('masked')
+        severity = Severity.STOP if stops else Severity.DEGRADE
+        found.append(Fault(severity=severity, reason=f'{name}: {text}'))
+    return found
 
 
 def drive(world: World, policy: Policy, family: str, seed: int, kind: str, camera: str) -> dict:
     """Drive until END_S and return what was hit by then."""
-    scene, line, cameras = world.reset(family, seed), LastLine(), Cameras(kind, camera)
+    scene, cameras = world.reset(family, seed), Cameras(kind, camera)
+    controller, worst = Controller(METADRIVE, 0.1, Caution()), State.NORMAL
     policy.reset()
     while not world.outcome.done and scene.time < END_S:
         observation = world.observation()
         place = (scene.ego.x, scene.ego.y)
         images, said = cameras.seen(scene.time, observation.images, place)
-        try:
+        with contextlib.suppress(
+            ValueError
+        ):  # a crash is a jump of the speed: a fault of the controller's
+            controller.hear_odometry(scene.time, scene.ego, 0.0, scene.time)
+        with contextlib.suppress(MissingAnchor):
             plan = policy.plan(replace(observation, images=images)).trajectory
-        except MissingAnchor:
-            plan = None
-        scene = world.step(line.command(scene.time, scene.ego, plan, said))
+            with contextlib.suppress(ValueError):  # refused: a fault of the controller's too
+                controller.hear_plan(plan, 0.0, scene.time)
+        scene = world.step(controller.command(scene.time, faults_of(said)))
+        if controller.has_driven:
+            worst = max(worst, controller.state, key=list(State).index)
     hit = {n: list(e) for n, e in world.outcome.infractions.items() if e and 'collision' in n}
-    return {'hit': hit, 'state': line.worst.value, 'speed': round(scene.ego.speed, 2)}
+    return {'hit': hit, 'state': worst.value, 'speed': round(scene.ego.speed, 2)}
 
 
 def main() -> None:
