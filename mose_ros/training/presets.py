@@ -85,7 +85,13 @@ def _tiny() -> Training:
         collect=Collect(seeds=_seeds(0, 60), semantics_every=3),
         data=Data(balance=0.6, max_weight=8.0),
         router=Stage(steps=1000, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
-        sft=Stage(steps=1000, learning_rate=1.2e-3, losses=speech, bfloat16=True),
+        sft=Stage(
+            steps=1000,
+            learning_rate=1.2e-3,
+            losses=speech,
+            bfloat16=True,
+            teacher_forcing=0.0,
+        ),
         action=Stage(
             steps=5000,
             learning_rate=1.2e-3,
@@ -128,9 +134,15 @@ def _mini() -> Training:
         model=replace(modeling_config.PRESETS['mini'], semantic_classes=len(CLASSES)),
         collect=replace(tiny.collect, seeds='0-19'),
         data=tiny.data,
-        router=replace(short, steps=100, losses=eyes),
+        router=replace(short, steps=100, losses=eyes, teacher_forcing=1.0),
         sft=short,
-        action=replace(tiny.action, steps=1200, learning_rate=2e-3, validate_every=10**9),
+        action=replace(
+            tiny.action,
+            steps=1200,
+            learning_rate=2e-3,
+            validate_every=10**9,
+            teacher_forcing=0.0,
+        ),
     )
 
 
@@ -184,7 +196,14 @@ def _qwen2vl_2b() -> Training:
             losses=routers,
             skill_labels=SKILL_LABELS,
         ),
-        sft=replace(large, steps=3000, learning_rate=2e-5, trainable='mose', losses=speech),
+        sft=replace(
+            large,
+            steps=3000,
+            learning_rate=2e-5,
+            trainable='mose',
+            losses=speech,
+            teacher_forcing=0.0,
+        ),
         action=replace(
             large,
             steps=10000,
