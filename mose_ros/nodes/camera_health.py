@@ -19,8 +19,14 @@ class CameraHealth:
         self._lock = threading.Lock()
         self._heard = self._dropped = self._frozen = 0
         self._last: float | None = None
+        self._is_stuck = False
         self._interval = self._delay = 0.0
         self._picture: dict[str, float | str] = {}
+
+    @property
+    def is_stuck(self) -> bool:
+        """Say whether the newest picture has the stamp of the one before."""
+        return self._is_stuck
 
     def heard(self, stamp: float, now: float) -> None:
         """Count a picture with this stamp that came at this time, both in s of the node's clock."""
@@ -29,8 +35,8 @@ class CameraHealth:
             self._delay = now - stamp
             last, self._last = self._last, stamp
             step = 0.0 if last is None else stamp - last
-            if last is not None and step == 0:
-                self._frozen += 1
+            self._is_stuck = last is not None and step == 0
+            self._frozen += self._is_stuck
             if step < 0:  # time went back
                 self._interval = 0.0
             if step <= 0:

@@ -241,6 +241,8 @@ class ViewRouterNode(NetworkNode):
                 age = stamp - taken
                 if abs(age) > self.parameters.camera_timeout_s:
                     raise NotReady(f'the picture is {age:.2f} s old' if age < 1e4 else 'is lost')
+                if health.is_stuck and name != self._anchor:  # the anchor's is told when it comes
+                    raise ValueError('the same stamp twice: the camera is frozen')
                 picture = read(msg)
                 health.seen(picture)
                 note = self._checks[name].check(taken, picture, place)
