@@ -10,9 +10,8 @@ the commands, `operator` sees everything and may call our services. docs/vehicle
 
 import argparse
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 import rclpy
@@ -26,7 +25,6 @@ from mose_ros.nodes.vehicle_command import open_backend
 from mose_ros.nodes.view_router_node import ViewRouterNode
 
 NODES = {'view_router': ViewRouterNode, 'driver': DriverNode, 'controller': ControllerNode}
-GRAPH_S = 10.0  # in which the graph must know what was declared; it takes milliseconds
 EVERYONE = ('/rosout', '/parameter_events')  # rclpy publishes them for every node
 
 
@@ -39,43 +37,19 @@ class Needs:
     reply: set[str] = field(default_factory=set)
     request: set[str] = field(default_factory=set)
 
-    def beyond(self, other: 'Needs') -> list[str]:
-        """Return the names of a right that the other has not."""
-        return sorted(set().union(*(getattr(self, r) - getattr(other, r) for r in vars(self))))
-
 
 def needs_of(node: ManagedNode) -> Needs:
-    """Return what a configured node has declared; debug topics are declared when first used, so by their folder.
+    """Return what a configured node has opened; debug topics are opened when first used, so by their folder.
 
-    The graph knows what rclpy's own parts declare too, but learns of everything a little later: it is waited for.
+    The node is asked, not the graph, which learns of a node later, and mixes it up with another of its name.
     """
-    own = Needs(
-        publish={one.topic_name for one in node.publishers},
+    name = node.get_fully_qualified_name()
+    below_rclpy = {'/rosout', f'{name}/transition_event'}
+    return Needs(
+        publish={one.topic_name for one in node.publishers} | below_rclpy | {f'{name}/debug/*'},
         subscribe={one.topic_name for one in node.subscriptions},
         reply={node.resolve_service_name(one.srv_name) for one in node.services},
-    )
-    until = time.monotonic() + GRAPH_S
-    while missing := own.beyond(found := _in_the_graph(node)):
-        if time.monotonic() > until:
-            raise ValueError(
-                f'{node.get_name()}: the graph does not know of {missing[0]} after {GRAPH_S:.0f} s; '
-                f'is discovery off (ROS_AUTOMATIC_DISCOVERY_RANGE)?'
-            )
-        time.sleep(0.02)
-    return replace(found, publish=found.publish | {f'{node.get_fully_qualified_name()}/debug/*'})
-
-
-def _in_the_graph(node: ManagedNode) -> Needs:
-    name, space = node.get_name(), node.get_namespace()
-
-    def names(pairs) -> set[str]:
-        return {name for name, _ in pairs}
-
-    return Needs(
-        publish=names(node.get_publisher_names_and_types_by_node(name, space)),
-        subscribe=names(node.get_subscriber_names_and_types_by_node(name, space)),
-        reply=names(node.get_service_names_and_types_by_node(name, space)),
-        request=names(node.get_client_names_and_types_by_node(name, space)),
+        request={node.resolve_service_name(one.srv_name) for one in node.clients},
     )
 
 

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
+import rclpy
+from std_msgs.msg import String
+
 from mose_ros.nodes import policy
 from mose_ros.nodes.lifecycle import ManagedNode, NodeParameters
 from nodes.test_launch import drive, nodes  # noqa: F401
@@ -42,6 +45,20 @@ def test_other_parameters_make_another_policy(bundle):
     assert (
         '/mose/vehicle_command' in made and 'ackermann' not in made and '/mose/route' not in made
     )
+
+
+def test_a_namesake_in_the_graph_changes_nothing(bundle):
+    params = str(ROOT / 'config/drive.yaml')
+    alone = policy.make(params, bundle=bundle)
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    namesake = rclpy.create_node('driver', namespace='/mose', context=context)
+    namesake.create_subscription(String, 'gossip', print, 1)
+    try:
+        assert policy.make(params, bundle=bundle) == alone and 'gossip' not in alone
+    finally:
+        namesake.destroy_node()
+        rclpy.shutdown(context=context)
 
 
 def test_every_node_of_the_launch_file_has_an_enclave(drive, monkeypatch):  # noqa: F811
