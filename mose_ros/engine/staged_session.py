@@ -50,7 +50,7 @@ def open_tensorrt(path: str | Path, build: Build) -> Session:
 
 def _shapes(found, stage, build: Build) -> dict:
     """Return the sizes of a stage's inputs, the least, the usual and the largest, by those of the graph's."""
-    from mose_ros.engine.staging import size_of
+    from mose_ros.engine.onnx_graph import size_of
 
     known = [
         {

@@ -16,8 +16,9 @@ from mose_ros import engine
 from mose_ros.engine import scenery, session
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
+from mose_ros.engine.onnx_graph import Uncut, size_of
 from mose_ros.engine.session import BackendError
-from mose_ros.engine.staging import Uncut, cut, size_of
+from mose_ros.engine.staging import cut
 from mose_ros.engine.view_router import ViewRouter
 
 TINY = Path(__file__).parents[2] / 'models' / 'mose-tiny'
