@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mose_ros.core import action, prompt, rig, skills, types
 from mose_ros.core.bundle import Manifest
+from mose_ros.engine.bundle import Bundle
 
 DARK = 'perception : it is dark prediction : nothing moves planning : stop'
 BRIGHT = 'perception : the sun shines prediction : all goes on planning : drive'
@@ -105,6 +106,17 @@ def make_bundle(
     make_tokenizer().save(str(folder / 'tokenizer.json'))
     manifest.save(folder)
     return folder
+
+
+def on_tensorrt(folder, **options) -> Bundle:
+    """Open a bundle on the TensorRT of the test's machine."""
+    return Bundle.open(folder, backend='tensorrt', **options)
+
+
+def pictures(manifest, views, seed=0) -> np.ndarray:
+    """Return views of noise (views, frames, height, width, 3)."""
+    shape = (views, manifest.view_frames, manifest.view_height, manifest.view_width, 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
 
 
 def make_tokenizer():
