@@ -140,11 +140,11 @@ class ViewRouterNode(NetworkNode):
                 self._frames[name] = msg
                 self._arrived.notify_all()
             if name == self._anchor and self.is_active:
-                self._on_anchor(stamp)
+                self._on_anchor(msg, stamp)
 
         return hear
 
-    def _on_anchor(self, stamp: float) -> None:
+    def _on_anchor(self, msg: Image | CompressedImage, stamp: float) -> None:
         if stamp == self._last:
             self.report('anchor', WARN, 'the same stamp twice: the camera is frozen')
             return
@@ -152,7 +152,7 @@ class ViewRouterNode(NetworkNode):
             self.report('time', WARN, f'went back by {self._last - stamp:.3f} s: all is forgotten')
             self._forget()
         self._last, self._anchor_came = stamp, self.now()
-        self._worker.offer(stamp)
+        self._worker.offer(msg)
 
     def _watch_anchor(self) -> None:
         """Say at once that the anchor's pictures no longer come: the controller waits for nothing else."""
@@ -172,12 +172,13 @@ class ViewRouterNode(NetworkNode):
         self._router.reset()
         self._bearings.clear()
 
-    def _look(self, stamp: float) -> None:
+    def _look(self, anchor: Image | CompressedImage) -> None:
         """Answer one frame of the anchor; runs in the worker."""
         p, router, started = self.parameters, self._router, time.perf_counter()
+        stamp = conversions.seconds(anchor.header.stamp)
         with self._arrived:
             self._arrived.wait_for(lambda: self._is_complete(stamp), p.sync_wait_s)
-            frames = dict(self._frames)
+            frames = {**self._frames, self._anchor: anchor}  # a newer one may have come meanwhile
         self._bearings.wait(stamp, p.sync_wait_s)
         waited = time.perf_counter()
         ego, guidance = self._bearings.at(stamp)
@@ -190,7 +191,7 @@ class ViewRouterNode(NetworkNode):
             return
         if not self.is_active:
             return
-        self._views.publish(conversions.views_to_msg(views, frames[self._anchor].header.stamp))
+        self._views.publish(conversions.views_to_msg(views, anchor.header.stamp))
         self._weights.publish(conversions.weights_to_msg(views))
         done = time.perf_counter()
         cycle, self._looked = done - self._looked, done

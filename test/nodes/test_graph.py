@@ -73,6 +73,31 @@ def test_outputs_carry_the_stamp_of_the_anchor_and_say_what_was_seen(drive):
     assert max(weights.data[1:]) == weights.data[CAMERAS.index('back_left')]
 
 
+def test_a_frame_that_comes_while_others_are_waited_for_is_not_mixed_in(drive, monkeypatch):
+    graph, car, ear = drive
+    looked = []
+
+    def select(time, *rest):
+        looked.append(time)
+        return type(graph.router._router).select(graph.router._router, time, *rest)
+
+    def late(name, msg):  # a camera that never has the picture of the moment
+        if name == 'back':
+            msg.header.stamp = conversions.to_stamp(conversions.seconds(msg.header.stamp) - 0.1)
+        return msg
+
+    car.change = late
+    graph.router.set_parameters(overrides(sync_wait_s=0.15))  # longer than from frame to frame
+    time.sleep(0.3)
+    monkeypatch.setattr(graph.router._router, 'select', select)
+    since = time.monotonic()
+    time.sleep(1.5)
+    published = [stamp(msg) for heard, msg in ear.heard['views'] if heard > since + 0.3]
+    assert len(published) > 4
+    first = looked.index(published[0])
+    assert published == looked[first : first + len(published)]
+
+
 def test_the_driver_says_what_it_thinks_and_the_text_grows(drive):
     _, car, ear = drive
     since, dark = ear.wait('reasoning')
