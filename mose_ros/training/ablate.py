@@ -185,7 +185,7 @@ class Ablation:
 
 
 def ablate(ablation: Ablation) -> Path:
-    """Make what is not made yet, write the table as JSON and Markdown, and return the JSON's path.
+    """Make what is not made yet, write the table as JSON, Markdown and a picture, and return the JSON's path.
 
     ValueError when a command fails, with the end of its log; what is done then stays.
     """
@@ -301,23 +301,26 @@ def _of_driving(judged: Mapping[str, Any]) -> dict[str, float]:
 
 
 def write(ablation: Ablation, cells: Sequence[Cell]) -> Path:
-    """Write what is made so far, as JSON and as a table; return the JSON's path."""
+    """Write what is made so far, as JSON, as a table and as a picture; return the JSON's path."""
+    from mose_ros.training.figures import draw_table, save  # matplotlib takes a second to load
+
     made = [found for cell in cells if (found := cell.result()) is not None]
     rows = list(_summaries(made))
     path = ablation.folder.with_suffix('.json')
-    write_json(
-        path,
-        {
-            'table': ablation.table,
-            'preset': ablation.preset,
-            'settings': list(ablation.settings),
-            'made': len(made),
-            'of': len(cells),
-            'rows': rows,
-            'cells': made,
-        },
-    )
+    table = {
+        'table': ablation.table,
+        'preset': ablation.preset,
+        'settings': list(ablation.settings),
+        'figures': list(ablation.known.figures),
+        'made': len(made),
+        'of': len(cells),
+        'rows': rows,
+        'cells': made,
+    }
+    write_json(path, table)
     write_text(path.with_suffix('.md'), markdown(rows, ablation.known.figures))
+    if made:
+        save(draw_table(table), path.with_suffix('.png'))
     return path
 
 

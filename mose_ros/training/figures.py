@@ -1,4 +1,4 @@
-"""Pictures of what `analyse` finds. They are drawn from its figures alone, so a JSON file of an earlier run draws the same."""
+"""Pictures of what `analyse` finds and of the tables of `ablate`. They are drawn from its figures alone, so a JSON file of an earlier run draws the same."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -94,6 +94,64 @@ def draw_chains(found: Mapping[str, Any]) -> Figure:
     )
     figure.suptitle(f'Skill chain over {found["clip"]}', x=0.01, ha='left')
     return figure
+
+
+def draw_table(found: Mapping[str, Any]) -> Figure:
+    """Draw a panel for each figure of a table: curves over the share of the data, bars where all rows had the same.
+
+    Marks are single seeds; curves and bars their mean.
+    """
+    if not found['rows']:
+        raise ValueError(
+            f'no cell of the table {found["table"]} is made; there is nothing to draw'
+        )
+    rows = list(dict.fromkeys(one['row'] for one in found['rows']))
+    shares = sorted({one['share'] for one in found['rows']})
+    are_curves = len(shares) > 1
+    names, columns = found['figures'], len(found['figures'])
+    height = 4.2 if are_curves else 1.6 + 0.32 * len(rows)
+    figure = _figure(3.3 * columns + (0 if are_curves else 2), height)
+    panels = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, names, strict=True):
+        for place, row in enumerate(rows):
+            cells = [one for one in found['cells'] if one['row'] == row]
+            points = [
+                (one['share'], one['figures'][name]) for one in cells if name in one['figures']
+            ]
+            if not points:
+                continue
+            (_curve if are_curves else _bar)(panel, row, place, np.array(points))
+        panel.set_title(_words(name))
+        panel.grid(axis='y' if are_curves else 'x', color='0.92')
+        panel.set_axisbelow(True)
+        panel.spines[['top', 'right']].set_visible(False)
+        if are_curves:
+            panel.set_xscale('log')
+            panel.set_xticks(shares, [f'{100 * one:.0f} %' for one in shares])
+            panel.minorticks_off()
+            panel.margins(x=0.08)
+            panel.set_xlabel('share of the training clips')
+    if are_curves:
+        marks = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+        figure.legend(marks.values(), marks, loc='outside lower center', ncols=5, frameon=False)
+    else:
+        panels[0].set_yticks(range(len(rows)), rows)
+        panels[0].invert_yaxis()
+    return figure
+
+
+def _curve(panel, row: str, place: int, points: np.ndarray) -> None:
+    colour = f'C{place}'
+    shares = np.unique(points[:, 0])
+    means = [points[points[:, 0] == one, 1].mean() for one in shares]
+    panel.plot(shares, means, color=colour, label=row)
+    beside = points[:, 0] * 1.02 ** (place - 2)  # so that no row hides another
+    panel.scatter(beside, points[:, 1], s=12, color=colour, alpha=0.6, linewidths=0)
+
+
+def _bar(panel, row: str, place: int, points: np.ndarray) -> None:
+    panel.barh(place, points[:, 1].mean(), color=RIGHT, alpha=0.85)
+    panel.scatter(points[:, 1], np.full(len(points), place), s=12, color='0.2')
 
 
 DRAW = {'experts': draw_experts, 'routing': draw_routing, 'chains': draw_chains}

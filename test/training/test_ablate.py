@@ -8,6 +8,7 @@ import pytest
 pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
 from mose_ros.training import ablate, presets  # noqa: E402
+from mose_ros.training.figures import draw_table  # noqa: E402
 
 ROWS = ('SFT', 'MoSE')
 F1 = {'SFT': 0.5, 'MoSE': 0.75}
@@ -54,6 +55,27 @@ def test_a_table_has_mean_and_spread_over_seeds(typed, tmp_path):
     assert table[0].startswith('| network | data | seeds | perception |')
     assert '| SFT | 50 % | 2 | 0.550 ± 0.071 |' in table[2]
     assert 'nan' in table[2]  # the judgement said nothing of prediction
+    picture = draw_table(made)
+    titles = [panel.get_title() for panel in picture.axes]
+    assert titles == ['perception', 'prediction', 'planning', 'mean']
+    sft, mose = picture.axes[2].lines  # the mean over seeds at each share
+    assert sft.get_ydata() == pytest.approx([0.55, 0.55])
+    assert mose.get_ydata() == pytest.approx([0.80, 0.80])
+    assert not picture.axes[1].lines
+    assert (tmp_path / 'work' / 'language.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_a_table_of_one_share_has_bars(tmp_path):
+    cells = [
+        {'row': row, 'share': 1.0, 'figures': {'success_rate': rate}}
+        for row, rate in (('all', 0.5), ('all', 0.7), ('routed', 0.8))
+    ]
+    made = {'table': 'driving', 'figures': ['success_rate'], 'rows': cells, 'cells': cells}
+    [panel] = draw_table(made).axes
+    assert [bar.get_width() for bar in panel.patches] == pytest.approx([0.6, 0.8])
+    assert [one.get_text() for one in panel.get_yticklabels()] == ['all', 'routed']
+    with pytest.raises(ValueError, match='no cell of the table driving is made'):
+        draw_table({**made, 'rows': [], 'cells': []})
 
 
 def test_cells_differ_in_one_thing_and_stand_in_the_table_as_typed(typed, tmp_path):
