@@ -213,11 +213,11 @@ def ablate(ablation: Ablation) -> Path:
 
 def _record_data(ablation: Ablation) -> None:
     common = ['--preset', ablation.preset, '--data', str(ablation.data), '--quiet']
-    common += ['--families', ablation.families, '--processes', str(ablation.processes)]
+    common += ['--processes', str(ablation.processes)]
     for change in ablation.settings:
         common += ['--set', change]
-    for verb in ('collect', 'annotate'):
-        _run(['mose_ros.training', verb, *common], ablation.work / LOG, alone=True)
+    for verb in (['collect', '--families', ablation.families], ['annotate']):
+        _run(['mose_ros.training', *verb, *common], ablation.work / LOG, alone=True)
 
 
 def _record_held(ablation: Ablation) -> None:

@@ -34,7 +34,9 @@ def from_options(options) -> Training:
     """Return the preset with the changes of the command line; ValueError names what is unknown."""
     if options.policy:
         options.round = options.round or 1
-    of_run = [one for one in options.settings if not one.startswith(skill_labels.SETTINGS)]
+    of_run = options.settings
+    if options.verb == 'annotate':
+        of_run = [one for one in of_run if not one.startswith(skill_labels.SETTINGS)]
     training = override(presets.preset(options.preset).of_round(options.round), of_run)
     changes = {}
     if options.families and options.families != 'all':
@@ -67,7 +69,9 @@ class Run:
         )
         self.bar = not options.quiet
         self.round = options.round
-        self.labelling = skill_labels.from_options(options)
+        self.labelling = skill_labels.from_options(options) if options.verb == 'annotate' else None
+        if self.labelling is not None and options.address:
+            raise ValueError('--address is for annotate without --source and --annotator')
 
     def collect(self) -> None:
         """Record what is not recorded yet."""

@@ -63,7 +63,7 @@ class Labelling:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add what `annotate` needs to label with skills."""
-    group = parser.add_argument_group('of annotate, to label a subset of any data with skills')
+    group = parser.add_argument_group('to label a subset of any data with skills')
     group.add_argument(
         '--source', choices=SOURCES, dest='labelled', help='what --data holds (default: clips)'
     )
@@ -72,8 +72,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--samples',
         type=int,
-        help='how many, drawn by seed (default: 2000; 0: all); of analyse routing too',
+        help='how many, drawn by seed (default: 2000; 0: all)',
     )
+    group.add_argument('--seed', type=int, default=0, help='of what is drawn')
+    group.add_argument('--skills', type=Path, help='taxonomy (default: config/skills*.yaml)')
     group.add_argument(
         '--url', help='of a server with the OpenAI chat API, as http://host:8000/v1'
     )
@@ -93,8 +95,10 @@ def from_options(options: argparse.Namespace) -> Labelling | None:
     address = {name: getattr(options, name) for name in ('url', 'model') if getattr(options, name)}
     if not (settings or given or address):
         return None
-    if options.verb != 'annotate' or not {'source', 'annotator'} & set(given):
-        raise ValueError('these options are for `annotate --source ...` or `--annotator ...`')
+    if not {'source', 'annotator'} & set(given):
+        raise ValueError(
+            '--samples, --split, --skills, --url, --model: also say --source or --annotator'
+        )
     labelling = override(
         Labelling(**given, seed=options.seed), [one.removeprefix(SETTINGS) for one in settings]
     )

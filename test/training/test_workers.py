@@ -64,5 +64,6 @@ def test_without_ray_the_command_says_how_to_get_it(tmp_path, monkeypatch, capsy
     ask = ['--preset', 'nano', '--work', str(tmp_path), '--quiet', '--address', 'auto']
     assert command.main(['annotate', *ask]) == 1
     assert 'pip install mose_ros[cluster]' in capsys.readouterr().err
-    assert command.main(['router', *ask]) == 1
-    assert '--address is for collect' in capsys.readouterr().err
+    labels = ['--source', 'clips']
+    assert command.main(['annotate', *ask, *labels]) == 1
+    assert '--address is for annotate without --source' in capsys.readouterr().err
