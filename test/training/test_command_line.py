@@ -20,7 +20,7 @@ def documented():
     for page in PAGES:
         for found in TYPED.findall(page.read_text(encoding='utf-8')):
             text = found.replace('\\\n', ' ').split('&&')[0]
-            if '[' not in text and '...' not in text:
+            if text[0].islower() and '[' not in text and '...' not in text:
                 verb, *words = shlex.split(text)
                 for one in verb.split('|'):
                     for way in words[0].split('|') if words else [None]:
