@@ -26,6 +26,7 @@ from mose_ros.data import storage
 
 _LOG = logging.getLogger(__name__)
 LOG, RESULT = 'log.txt', 'result.json'
+ROUTES = '20000-20004'  # seeds that are driven in closed loop
 TAIL = 1500  # characters of a log that an error shows
 
 
@@ -113,7 +114,7 @@ class Ablation:
     settings: Sequence[str] = ()
     only: Sequence[str] = ()
     families: str = 'all'
-    routes: str = '20000-20004'
+    routes: str = ROUTES
     held_seeds: str = '19900-19903'  # of the clips that language is judged on
     frames: int = 420
     processes: int = 1  # cells at once, of one thread each

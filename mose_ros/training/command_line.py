@@ -8,10 +8,10 @@ from mose_ros.core.types import FAMILIES
 from mose_ros.data import storage
 from mose_ros.data.cache import FOLDER, LIMIT
 from mose_ros.training import pack, presets, skill_labels
+from mose_ros.training.ablate import ROUTES
 from mose_ros.training.presets import STAGES
 from mose_ros.training.run import PRECISIONS, STORAGE
 
-ROUTES = '20000-20004'  # seeds that `ablate` drives in closed loop
 HELP = {
     'collect': 'record clips: the expert drives in the simulator, or a bundle does (DAgger)',
     'annotate': 'label recorded frames; with --source or --annotator, label any data with skills',
