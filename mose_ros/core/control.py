@@ -123,7 +123,7 @@ class TrajectoryTracker:
                 f'stop needs a finite speed and a deceleration > 0, not {speed}, {deceleration}'
             )
         self._curvature = 0.0
-        if speed < STANDING:
+        if abs(speed) < STANDING:
             return self._apply(0.0, -self._model.hold_brake * self._model.brake_gain)
         return self._apply(0.0, -deceleration)
 

@@ -14,6 +14,12 @@ from mose_ros.core.pursuit import Pursuit
 from mose_ros.core.safety import Fault, SafetyMachine, Severity, State, TrajectoryLimits
 from mose_ros.core.types import EgoState, Trajectory, VehicleCommand
 
+PUSHED_MPS = (
+    2.5  # a car that was pushed to this speed has moved, so odometry that has not by a bit is dead
+)
+UNMOVED = 'the odometry has not moved at all though the car is driven: mend it, or free the car and call ~/reset'
+MAX_PERIOD_S = 0.2  # of a command that counts as a push
+
 
 @dataclass(frozen=True, kw_only=True)
 class Caution:
@@ -59,6 +65,11 @@ class Controller:
         self._tracker.reset()
         self._pursuit.clear(now)
         self._deceleration = 0.0  # m/s^2 of the last command
+        self._place: tuple[float, float, float] | None = None  # of the last odometry
+        self._pushed, self._commanded = (
+            0.0,
+            now,
+        )  # m/s that throttle should have given at that place
         self._broken: dict[str, str] = {}  # input -> what is wrong with its newest message
         self.left_way = ''  # why the last braking was not along the plan
 
@@ -105,6 +116,9 @@ class Controller:
             self.refuse_odometry(str(error))
             raise
         self._broken.pop('odometry', None)
+        place = ego.x, ego.y, ego.yaw
+        if place != self._place:
+            self._place, self._pushed = place, 0.0
         if back:
             self._tracker.reset()
         return back
@@ -140,6 +154,8 @@ class Controller:
         c, found = self.caution, []
         if 'odometry' in self._broken:
             found.append(Fault(severity=Severity.STOP, reason=self._broken['odometry']))
+        if self._pushed > PUSHED_MPS:
+            found.append(Fault(severity=Severity.STOP, reason=UNMOVED))
         silent = self._pursuit.silence(now)
         found.append(safety.silence('odometry', silent, c.odometry_timeout_s, c.grace_s))
         refusal, age = self._broken.get('plan'), self.plan_age(now)
@@ -172,7 +188,13 @@ class Controller:
         if command is None:
             command = self._brake(state)
         self._deceleration = command.brake * self._vehicle.brake_gain
+        passed, self._commanded = max(0.0, now - self._commanded), now
+        self._pushed += command.throttle * self._vehicle.throttle_gain * min(passed, MAX_PERIOD_S)
         return command
+
+    def leave(self) -> VehicleCommand:
+        """Return the command to leave behind when nobody will command any more: as hard a brake as the vehicle may."""
+        return self._brake(State.EMERGENCY_STOP)
 
     def _follow(self, state: State, now: float) -> VehicleCommand:
         """Track the plan, shifted by its age, from where the car is now."""
@@ -186,7 +208,8 @@ class Controller:
     def _brake(self, state: State) -> VehicleCommand:
         """Brake along the last way that was believed; straight on where there is none."""
         c, pursuit = self.caution, self._pursuit
-        is_hard = state is State.EMERGENCY_STOP
+        # at rest by what was commanded is not at rest: on a wet road, downhill, the car may still roll
+        is_hard = state is State.EMERGENCY_STOP or (state is State.STOPPED and pursuit.is_blind)
         wanted = c.hard_deceleration if is_hard else c.comfortable_deceleration
         # who does not know whether the car stands doesn't loosen the brake to hold it
         speed = max(pursuit.speed, safety.STANDING_MPS) if pursuit.is_blind else pursuit.speed

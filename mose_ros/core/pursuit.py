@@ -49,10 +49,10 @@ class Pursuit:
         was_broken, self._is_broken = self._is_broken, True
         self._check.check(stamp, ego)
         self._is_broken = False
-        if (
-            was_broken and self.pose is not None
-        ):  # it may have begun anew elsewhere: go on from where we are
-            self._origin = _origin_of(ego, self.pose)
+        if was_broken:  # it may have begun anew elsewhere: go on from where we are
+            self._history.clear()
+            if self.pose is not None:
+                self._origin = _origin_of(ego, self.pose)
         self._history.add(stamp, ego)
         self.speed = ego.speed
         self._odometry_came, self._odometry_age = now, max(0.0, age)
@@ -80,6 +80,8 @@ class Pursuit:
         if origin is None:
             raise ValueError('there is no odometry of the moment of the plan')
         check_trajectory(trajectory, origin.speed, limits)
+        if self.pose is not None:  # blind, nobody else brings it into the frame of this plan
+            self.pose = _pose_in(origin, _place(self._origin, self.pose))
         self.trajectory, self.serves, self._origin = trajectory, True, origin
         self._plan_age, self._plan_came = age, now
 
@@ -104,17 +106,30 @@ class Pursuit:
         self.is_blind = self._is_broken or newest is None or self.silence(now) > timeout_s
         if not self.is_blind:
             lag = min(self._odometry_age + max(0.0, self.silence(now)), timeout_s)
-            self.pose = self._pose_of(coast(newest[1], lag)) if self._origin else None
+            self.pose = _pose_in(self._origin, coast(newest[1], lag)) if self._origin else None
             return
         passed, before = max(0.0, now - since), abs(self.speed)
         self.speed = max(0.0, before - passed * deceleration)
         if self.pose is not None:
             self.pose = roll(self.pose, 0.5 * (before + self.speed) * passed)
 
-    def _pose_of(self, ego: EgoState) -> Pose:
-        origin = self._origin
-        x, y = to_ego((ego.x, ego.y), origin.x, origin.y, origin.yaw)
-        return float(x), float(y), math.remainder(ego.yaw - origin.yaw, 2 * math.pi)
+
+def _pose_in(origin: EgoState, ego: EgoState) -> Pose:
+    """Return the pose of a car at `ego` on a plan that began at `origin`."""
+    x, y = to_ego((ego.x, ego.y), origin.x, origin.y, origin.yaw)
+    return float(x), float(y), math.remainder(ego.yaw - origin.yaw, 2 * math.pi)
+
+
+def _place(origin: EgoState, pose: Pose) -> EgoState:
+    """Return where a car is that has this pose on a plan that began at `origin`."""
+    x, y, turned = pose
+    cos, sin = math.cos(origin.yaw), math.sin(origin.yaw)
+    return replace(
+        origin,
+        x=origin.x + cos * x - sin * y,
+        y=origin.y + sin * x + cos * y,
+        yaw=origin.yaw + turned,
+    )
 
 
 def _origin_of(ego: EgoState, pose: Pose) -> EgoState:

@@ -11,6 +11,7 @@ is wrong is a `Fault` with a severity and a sentence; `SafetyMachine` turns the 
 """
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, IntEnum
@@ -278,9 +279,11 @@ def check_age(what: str, age: float, max_age_s: float, early_s: float) -> None:
 
 
 class OdometryCheck:
-    """Holds each odometry against the one before it; feed it all of them, in the order of their coming."""
+    """Holds each odometry against those of the last second; feed it all of them, in the order of their coming."""
 
     GAP_S = 1.0  # after a longer gap nothing is compared: time was set, or the source began anew
+    WINDOW_S = 1.0  # over which poses and speeds must agree,
+    SHARE = 0.25  # to this share of the way, or to `max_jump_m`
 
     def __init__(
         self,
@@ -299,13 +302,15 @@ class OdometryCheck:
         """Forget what was before."""
         self._before: tuple[float, EgoState] | None = None
         self._moved_at = -math.inf
+        self._way: deque[tuple[float, EgoState, float]] = deque()  # stamp, state, m by its speeds
 
     def check(self, stamp: float, ego: EgoState) -> None:
-        """Raise ValueError for a stamp that comes twice, a pose that stands while the car moves, and a jump.
+        """Raise ValueError for a stamp that comes twice, a pose that stands while the car moves, a jump, and a wrong speed.
 
         What jumped to is what the next one is held against, so that a single jump is a single complaint.
         """
         before, self._before = self._before, (stamp, ego)
+        way, self._way = self._way, deque()  # begins anew after whatever is refused here
         if before is None or not 0.0 <= stamp - before[0] <= self.GAP_S:
             self._moved_at = stamp
             return
@@ -314,6 +319,8 @@ class OdometryCheck:
             raise ValueError('the same stamp twice: the odometry is frozen')
         self._check_movement(stamp, last, ego)
         self._check_jump(dt, last, ego)
+        self._way = way
+        self._check_speed(stamp, dt, last, ego)
 
     def _check_movement(self, stamp, last, ego) -> None:
         stands = (ego.x, ego.y, ego.yaw) == (last.x, last.y, last.yaw)
@@ -335,6 +342,21 @@ class OdometryCheck:
             raise ValueError(f'the speed jumps from {last.speed:.1f} to {ego.speed:.1f} m/s')
         if abs(turned) > 0.3 + self._max_yaw_rate * dt:
             raise ValueError(f'the heading jumps by {turned:.1f} rad')
+
+    def _check_speed(self, stamp, dt, last, ego) -> None:
+        """Compare how far the car came with what its speeds say: between two samples a dead speed shows as nothing."""
+        way = self._way
+        if not way:
+            way.append((stamp - dt, last, 0.0))
+        way.append((stamp, ego, way[-1][2] + 0.5 * abs(last.speed + ego.speed) * dt))
+        while way[0][0] < stamp - self.WINDOW_S - 1e-9:
+            way.popleft()
+        since, first, start = way[0]
+        driven, came = way[-1][2] - start, math.hypot(ego.x - first.x, ego.y - first.y)
+        if abs(came - driven) > max(self._max_jump_m, self.SHARE * driven):
+            raise ValueError(
+                f'the pose moved {came:.1f} m in {stamp - since:.1f} s and the speed says {driven:.1f} m: one of them is wrong'
+            )
 
 
 # ---- what others say ----

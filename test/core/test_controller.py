@@ -1,5 +1,6 @@
 """One car between plan and actuators: what it does while all is well, when something is wrong, and after."""
 
+import contextlib
 import math
 from dataclasses import replace
 
@@ -27,14 +28,19 @@ class Car:
         self.controller = Controller(METADRIVE, PERIOD, Caution(**caution))
         self.now, self.x, self.speed = 0.0, 0.0, speed
 
-    def step(self, others=(), plans=True, odometry=True, wanted=None):
-        """Hear what comes, answer, and move for one period; `wanted`: the speed of the plan, in m/s."""
-        if odometry:
-            ego = EgoState(x=self.x, y=0.0, yaw=0.0, speed=self.speed)
-            self.controller.hear_odometry(self.now, ego, 0.0, self.now)
-        if plans:
-            asked = self.speed if wanted is None else wanted
-            self.controller.hear_plan(plan(self.now, asked), 0.0, self.now)
+    def step(self, others=(), plans=True, odometry=True, wanted=None, wrong=None):
+        """Hear what comes, answer, and move for one period; `wanted`: the speed of the plan, in m/s.
+
+        `wrong`: what the odometry says instead of the truth; what is then refused is no error.
+        """
+        with contextlib.nullcontext() if wrong is None else contextlib.suppress(ValueError):
+            if odometry:
+                ego = EgoState(x=self.x, y=0.0, yaw=0.0, speed=self.speed)
+                ego = replace(ego, **wrong or {})
+                self.controller.hear_odometry(self.now, ego, 0.0, self.now)
+            if plans:
+                asked = self.speed if wanted is None else wanted
+                self.controller.hear_plan(plan(self.now, asked), 0.0, self.now)
         command = self.controller.command(self.now, others)
         force = command.throttle * METADRIVE.throttle_gain - command.brake * METADRIVE.brake_gain
         self.speed = max(0.0, self.speed + force * PERIOD)
@@ -130,3 +136,35 @@ def test_odometry_that_jumps_is_a_fault_until_a_good_one_comes():
     assert [one.severity for one in car.controller.faults(car.now)] == [Severity.STOP]
     car.controller.command(car.now)
     assert car.state is State.COMFORTABLE_STOP and math.isfinite(car.controller.speed)
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'words'),
+    [({'x': 0.0, 'speed': 0.0}, 'has not moved at all'), ({'speed': 0.0}, 'one of them is wrong')],
+)
+def test_odometry_that_is_dead_from_standstill_does_not_let_the_car_run_away(wrong, words):
+    car = Car(speed=0.0)
+    car.steps(0.5, plans=False)
+    speeds, reasons = [], []
+    for _ in range(50):
+        car.step(wanted=2.0, wrong=wrong)
+        speeds.append(car.speed)
+        reasons.append(car.controller.reason)
+    assert max(speeds) < 3.0 and speeds[-1] == 0.0 and any(words in one for one in reasons)
+    car.steps(6.0, wanted=2.0, wrong={})  # mended
+    assert car.state is State.NORMAL and car.speed > 1.0
+
+
+def test_who_only_believes_that_the_car_stands_brakes_as_hard_as_before():
+    car = Car()
+    car.steps(1.0)
+    commands = car.steps(4.0, plans=False, odometry=False)
+    assert car.state is State.STOPPED and commands[-1].brake > 0.4
+    assert car.step(plans=False).brake == METADRIVE.hold_brake  # now it knows
+
+
+def test_what_it_leaves_behind_is_a_hard_brake():
+    car = Car()
+    car.steps(1.0)
+    assert car.controller.leave().brake * METADRIVE.brake_gain >= 8.0 - 1e-6
+    assert Car(speed=0.0).controller.leave().brake >= METADRIVE.hold_brake

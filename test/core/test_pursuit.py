@@ -82,6 +82,27 @@ def test_odometry_that_comes_back_elsewhere_moves_the_plan_with_it():
     assert pursuit.pose == pytest.approx((5.6, 0.0, 0.0), abs=1e-6)
 
 
+def test_a_plan_that_comes_while_nobody_measures_finds_the_car_where_it_is():
+    pursuit = driving(0.5)
+    move_on(pursuit, 0.5)
+    pursuit.lose_odometry()
+    move_on(pursuit, 0.6)
+    pursuit.hear_plan(ahead(STAMPS + 0.5), 0.1, 0.6, LIMITS, 0.3)
+    move_on(pursuit, 0.6)
+    assert pursuit.is_blind and pursuit.pose == pytest.approx((0.8, 0.0, 0.0), abs=1e-6)
+
+
+def test_a_plan_on_its_way_during_a_jump_begins_where_the_odometry_is_now():
+    pursuit = driving(0.5)
+    move_on(pursuit, 0.5)
+    with pytest.raises(ValueError, match='jumps by'):
+        tell(pursuit, 0.6, 100.0, 50.0)
+    tell(pursuit, 0.7, 100.0 + 0.8 * math.cos(0.5), 50.0 + 0.8 * math.sin(0.5))
+    pursuit.hear_plan(ahead(STAMPS + 0.5), 0.2, 0.7, LIMITS, 0.3)  # of before the jump
+    move_on(pursuit, 0.7)
+    assert pursuit.pose == pytest.approx((1.6, 0.0, 0.0), abs=1e-6)
+
+
 def test_what_can_not_be_read_makes_blind_at_once():
     pursuit = driving(0.5)
     pursuit.lose_odometry()

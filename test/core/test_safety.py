@@ -1,6 +1,7 @@
 """The last line's decisions: which plans and odometry are believed, and from driving to standing and back by faults alone."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -288,6 +289,17 @@ def test_frozen_odometry_is_noticed_by_its_stamp_and_by_its_pose():
     same_pose = [*states[:5], *((t, states[4][1]) for t, _ in states[5:10])]
     assert 'the pose stands still at 8.0 m/s' in checked(same_pose)[0]
     assert checked([(0.1 * k, EgoState(x=1.0, y=0.0, yaw=0.0, speed=0.0)) for k in range(9)]) == []
+
+
+@pytest.mark.parametrize('said', [0.0, 5.0, 12.0])
+def test_a_speed_that_the_poses_contradict_is_noticed_within_a_second_and_until_it_is_right(said):
+    states = driving(speed=8.0, dt=0.05, count=60)
+    wrong = [(t, replace(e, speed=said)) for t, e in states]
+    complaints = checked(wrong)
+    assert len(complaints) > 30 and all('one of them is wrong' in one for one in complaints)
+    near = [(t, replace(e, speed=7.0)) for t, e in states]  # a tyre that is worn
+    assert checked(near) == []
+    assert checked([*wrong[:30], *((t, e) for t, e in states[30:])])[-1] != complaints[-1]
 
 
 def test_time_that_was_set_is_no_jump():
