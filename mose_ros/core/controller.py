@@ -193,8 +193,8 @@ class Controller:
         return command
 
     def leave(self) -> VehicleCommand:
-        """Return the command to leave behind when nobody will command any more: as hard a brake as the vehicle may."""
-        return self._brake(State.EMERGENCY_STOP)
+        """Return the command to leave behind when nobody will command any more: full brake, on the way as far as it is known."""
+        return replace(self._brake(State.EMERGENCY_STOP), throttle=0.0, brake=1.0)
 
     def _follow(self, state: State, now: float) -> VehicleCommand:
         """Track the plan, shifted by its age, from where the car is now."""

@@ -98,6 +98,11 @@ class ControllerNode(ManagedNode):
     def activate(self) -> None:
         self._start_anew()
 
+    def deactivate(self) -> None:
+        """Leave a full brake behind: a vehicle that hears no more goes on with what it heard last."""
+        if self._heard:
+            self._command(self._controller.leave(), conversions.to_stamp(self.now()), 0.0)
+
     def reset(self) -> None:
         self._start_anew()
 
@@ -221,7 +226,8 @@ class ControllerNode(ManagedNode):
         if controller.left_way:
             self.log('way', f'left, braking straight on: {controller.left_way}')
         is_driving = controller.state in safety.DRIVING
-        self._command(command, self._stamp if is_driving else conversions.to_stamp(self.now()))
+        stamp = self._stamp if is_driving else conversions.to_stamp(self.now())
+        self._command(command, stamp, controller.speed)
         self._emergency.publish(Bool(data=controller.is_emergency))
         self._tell()
         self.debug(processing_time_ms=1e3 * (time.perf_counter() - started))
@@ -229,13 +235,13 @@ class ControllerNode(ManagedNode):
         if age is not None:
             self.debug(input_age_ms=1e3 * age)
 
-    def _command(self, command: VehicleCommand, stamp: Time) -> None:
-        """Publish a command; with `answer_ticks` once for each tick, with the stamp of the tick."""
+    def _command(self, command: VehicleCommand, stamp: Time, speed: float) -> None:
+        """Publish a command at a speed; with `answer_ticks` once for each tick, with the stamp of the tick."""
         if self.parameters.answer_ticks:
             if self._asked is None or self._asked == self._answered:
                 return
             stamp = self._answered = self._asked
-        self._commands.publish(self._backend.to_msg(command, self._controller.speed, stamp))
+        self._commands.publish(self._backend.to_msg(command, speed, stamp))
 
     def _tell(self) -> None:
         """Say the state and its reason once each time that they change; numbers in the reason are no change."""

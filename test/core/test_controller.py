@@ -10,7 +10,7 @@ import pytest
 from mose_ros.core.control import METADRIVE
 from mose_ros.core.controller import Caution, Controller
 from mose_ros.core.safety import Fault, Severity, State
-from mose_ros.core.types import EgoState, Trajectory
+from mose_ros.core.types import EgoState, Trajectory, VehicleCommand
 
 PERIOD = 0.1
 
@@ -163,8 +163,9 @@ def test_who_only_believes_that_the_car_stands_brakes_as_hard_as_before():
     assert car.step(plans=False).brake == METADRIVE.hold_brake  # now it knows
 
 
-def test_what_it_leaves_behind_is_a_hard_brake():
+def test_what_it_leaves_behind_is_a_full_brake():
     car = Car()
     car.steps(1.0)
-    assert car.controller.leave().brake * METADRIVE.brake_gain >= 8.0 - 1e-6
-    assert Car(speed=0.0).controller.leave().brake >= METADRIVE.hold_brake
+    assert car.step().brake < 0.1
+    assert car.controller.leave() == VehicleCommand(steer=0.0, throttle=0.0, brake=1.0)
+    assert Car(speed=0.0).controller.leave().brake == 1.0  # before anything was heard

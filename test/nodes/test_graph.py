@@ -216,6 +216,20 @@ def test_deactivated_nodes_are_silent_and_activated_ones_speak_again(drive):
     ear.wait('trajectory', since=time.monotonic())
 
 
+@pytest.mark.parametrize('end', ['deactivated', 'ended'])
+def test_a_controller_that_goes_leaves_a_full_brake_behind(drive, end):
+    graph, _, ear = drive
+    assert is_driving(ear.newest('vehicle_command'))
+    if end == 'deactivated':
+        graph.controller.trigger_deactivate()
+    else:
+        graph.kill(graph.controller)
+    ear.wait('vehicle_command', lambda msg: command_from_joint_state(msg).brake == 1.0)
+    time.sleep(0.3)
+    last = command_from_joint_state(ear.newest('vehicle_command'))
+    assert last.brake == 1.0 and last.throttle == 0.0
+
+
 def test_time_that_goes_backwards_is_told_and_driven_on_from(drive):
     """Time goes back by 1.6 s and stays there: whoever clung to the old time would be silent until it is reached again."""
     graph, car, ear = drive
