@@ -1,6 +1,7 @@
 """Start the vehicle's nodes on a machine with ROS: ros2 launch mose_ros drive.launch.py --show-args
 
-Plain launch and launch_ros, as Humble has them. Arguments override config/<platform>.yaml; an empty one leaves it as it is.
+Plain launch and launch_ros, as Humble has them. Arguments override `params_file`, which overrides config/<platform>.yaml; an
+empty one leaves it as it is.
 """
 
 import os
@@ -28,7 +29,7 @@ PLATFORMS = {  # platform: where odometry and route come from, whether time is s
     'vehicle': ('odometry', 'route', False, ''),
     'bag': ('odometry', 'route', True, ''),
 }
-FROM_CARLA = ('sim', 'carla_bridge', 'carla_native', 'leaderboard')
+NETWORKS = ('view_router', 'driver')  # nodes that run the bundle
 PROFILES_FILE = ('FASTDDS_DEFAULT_PROFILES_FILE', 'FASTRTPS_DEFAULT_PROFILES_FILE')
 YES_NO, AUTO_YES_NO = ['true', 'false'], ['auto', 'true', 'false']
 CONTROL = ['', 'sim', 'auto', 'carla', 'ackermann', 'ackermann_stamped', 'twist']
@@ -53,18 +54,19 @@ ARGUMENTS = {  # name: default, choices, description
     'bundle': (
         '',
         None,
-        'folder of the exported network; empty: models/mose-tiny, which this package ships',
+        'folder of the exported network; empty: as `params_file` says, else models/mose-tiny, which this package ships',
     ),
     'backend': (
-        'auto',
-        ['auto', 'onnxruntime', 'tensorrt'],
-        'what runs the network; auto: TensorRT where it and a GPU are there, else ONNX Runtime',
+        '',
+        ['', 'auto', 'onnxruntime', 'tensorrt'],
+        'what runs the network; auto: TensorRT where it and a GPU are there, else ONNX Runtime; empty: as '
+        '`params_file` says, else auto',
     ),
     'precision': (
-        'auto',
-        ['auto', 'float32', 'float16', 'int8', 'int4'],
+        '',
+        ['', 'auto', 'float32', 'float16', 'int8', 'int4'],
         'precision that the bundle must have, else the nodes refuse it: it is chosen when the network is '
-        'exported; auto: whatever the bundle has',
+        'exported; auto: whatever the bundle has; empty: as `params_file` says, else auto',
     ),
     'build_only': (
         'false',
@@ -91,9 +93,10 @@ ARGUMENTS = {  # name: default, choices, description
         'Twist; empty: as config/<platform>.yaml says',
     ),
     'autostart': (
-        'true',
-        YES_NO,
-        'configure and activate the nodes at once; false: a lifecycle manager of yours does, or `ros2 lifecycle set`',
+        '',
+        ['', *YES_NO],
+        'configure and activate the nodes at once; false: a lifecycle manager of yours does, or `ros2 lifecycle set`; '
+        'empty: as `params_file` says, else true',
     ),
     'use_respawn': (
         'auto',
@@ -150,11 +153,12 @@ def start(context):
     """Return the actions for the values of the arguments; RuntimeError names one that can't be."""
     given = {name: LaunchConfiguration(name).perform(context) for name in ARGUMENTS}
     share = Path(get_package_share_directory('mose_ros'))
-    platform, bundle = given['platform'], given['bundle'] or str(share / 'models' / 'mose-tiny')
+    platform = given['platform']
+    files = [str(share / 'config' / ('drive.yaml' if platform == 'sim' else f'{platform}.yaml'))]
+    if given['params_file']:
+        files.append(_file('params_file', given['params_file']))
     if given['build_only'] == 'true':
-        engine = Path(get_package_prefix('mose_ros')) / 'lib' / 'mose_ros' / 'engine'
-        command = [str(engine), 'build', bundle, '--backend', given['backend']]
-        return [ExecuteProcess(cmd=command, output='screen')]
+        return _builders(given, files, share)
     *sources, has_clock, usual = PLATFORMS[platform]
     role = given['role_name'] or usual
     topics = {
@@ -162,25 +166,26 @@ def start(context):
         for name, source in zip(('odometry', 'route'), sources, strict=True)
     }
     is_simulated = _is_yes(given['use_sim_time'], has_clock)
-    files = [str(share / 'config' / ('drive.yaml' if platform == 'sim' else f'{platform}.yaml'))]
-    if given['params_file']:
-        files.append(_file('params_file', given['params_file']))
-    own = _parameters(given, platform, role, usual, bundle)
+    own = _parameters(given, files, share, role, usual)
+    _check_enclave(given, own)
     if platform == 'bag' and given['bag']:
         own['bag'] = _player(given, files, own['view_router'])
     actions = _environment(given, share)
     for name, parameters in own.items():
-        common = {'use_sim_time': is_simulated, 'autostart': given['autostart'] == 'true'}
+        common = {'use_sim_time': is_simulated}
+        if given['autostart']:
+            common['autostart'] = given['autostart'] == 'true'
         actions.append(_node(given, share, name, [*files, {**common, **parameters}], topics))
     if given['rviz'] == 'true':
         base = own['driver'].get('base_frame') or _setting(files, 'driver', 'base_frame')
-        actions.append(_rviz(share, given['namespace'], topics, base, is_simulated))
+        actions.append(_rviz(given, share, topics, base, is_simulated))
     if given['record'] != 'false':
         cameras = {
             name: _of_router(own, files, name) for name in ('camera_topics', 'camera_topic')
         }
         heard = cameras['camera_topics'] or [cameras['camera_topic']]
-        said = _commands(role) if usual else []
+        said = own['controller'].get('role_name') or _setting(files, 'controller', 'role_name')
+        said = _commands(said or 'ego_vehicle')  # the node's own default
         actions.append(_record(given, [*heard, *topics.values(), *said], is_simulated))
     return actions
 
@@ -208,14 +213,11 @@ def _node(given, share, name, parameters, topics):
     )
 
 
-def _parameters(given, platform, role, usual, bundle):
+def _parameters(given, files, share, role, usual):
     """Return which nodes there are, and of each the parameters that the arguments say."""
-    network = {
-        'bundle': bundle,
-        'backend': given['backend'],
-        'precision': given['precision'],
-    }
-    own = {'view_router': dict(network), 'driver': dict(network), 'controller': {}}
+    platform = given['platform']
+    own = {name: _network(given, files, share, name) for name in NETWORKS}
+    own['controller'] = {}
     if platform == 'sim':
         own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
     if platform in ('carla_native', 'leaderboard'):
@@ -233,6 +235,32 @@ def _parameters(given, platform, role, usual, bundle):
     if given['cameras']:
         own['view_router'].update(_cameras(given['cameras']))
     return own
+
+
+def _network(given, files, share, node):
+    """Return what the arguments say of a node's network, and the shipped bundle where nobody names one."""
+    found = {name: given[name] for name in ('bundle', 'backend', 'precision') if given[name]}
+    if not given['bundle'] and not _setting(files, node, 'bundle'):
+        found['bundle'] = str(share / 'models' / 'mose-tiny')
+    return found
+
+
+def _builders(given, files, share):
+    """Return what builds the engines of all bundles where the nodes will look for them."""
+    engine = Path(get_package_prefix('mose_ros')) / 'lib' / 'mose_ros' / 'engine'
+    commands = {}
+    for node in NETWORKS:
+        own = _network(given, files, share, node)
+        wanted = {
+            name: own.get(name) or _setting(files, node, name)
+            for name in ('bundle', 'backend', 'engines')
+        }
+        command = [str(engine), 'build', wanted['bundle']]
+        command += ['--backend', wanted['backend'] or 'auto']
+        if wanted['engines']:
+            command += ['--engines', wanted['engines']]
+        commands[tuple(command)] = ExecuteProcess(cmd=command, output='screen')
+    return list(commands.values())
 
 
 def _player(given, files, router):
@@ -279,11 +307,11 @@ def _file(name, path):
 
 
 def _setting(files, node, name):
-    """Return what the parameters files say of one parameter of one node; the last file wins."""
+    """Return what the parameters files say of one parameter of one node; the last that speaks of it wins."""
     found = ''
     for path in files:
         for key, section in (yaml.safe_load(Path(path).read_text()) or {}).items():
-            if key.rpartition('/')[2] == node:
+            if key.rpartition('/')[2] in (node, '*', '**'):
                 found = section.get('ros__parameters', {}).get(name, found)
     return found
 
@@ -298,14 +326,23 @@ def _environment(given, share):
     elif profile not in ('', 'none'):
         variables[_profiles_file()] = str(Path(_file('fastdds_profile', profile)).resolve())
     if given['enclave']:
-        if not given['enclave'].startswith('/'):
-            raise RuntimeError(f'enclave:={given["enclave"]} begins with a slash, as /mose')
-        if 'ROS_SECURITY_KEYSTORE' not in os.environ:
-            raise RuntimeError(
-                'enclave:= needs ROS_SECURITY_KEYSTORE: the folder that holds the keys'
-            )
         variables.update(ROS_SECURITY_ENABLE='true', ROS_SECURITY_STRATEGY='Enforce')
     return [SetEnvironmentVariable(name, value) for name, value in variables.items()]
+
+
+def _check_enclave(given, own):
+    """Raise RuntimeError where security is asked for and can't be."""
+    if not given['enclave']:
+        return
+    if not given['enclave'].startswith('/'):
+        raise RuntimeError(f'enclave:={given["enclave"]} begins with a slash, as /mose')
+    if 'ROS_SECURITY_KEYSTORE' not in os.environ:
+        raise RuntimeError('enclave:= needs ROS_SECURITY_KEYSTORE: the folder that holds the keys')
+    others = own.keys() - {*NETWORKS, 'controller'}
+    if others:
+        raise RuntimeError(
+            f'enclave:= with platform:={given["platform"]}: there is no policy, and so no keys, for {", ".join(others)}'
+        )
 
 
 def _profiles_file():
@@ -338,13 +375,19 @@ def _record(given, topics, is_simulated):
         command += ['--output', given['record']]
     if is_simulated:  # else the bag would be stamped by another clock than its messages
         command.append('--use-sim-time')
-    return ExecuteProcess(cmd=command, output='screen')
+    keys = {'ROS_SECURITY_ENCLAVE_OVERRIDE': _operator(given)} if given['enclave'] else None
+    return ExecuteProcess(cmd=command, output='screen', additional_env=keys)
 
 
-def _rviz(share, namespace, topics, base_frame, is_simulated):
+def _operator(given):
+    """Return the enclave of whoever watches."""
+    return f'{given["enclave"].rstrip("/")}/operator'
+
+
+def _rviz(given, share, topics, base_frame, is_simulated):
     """Return rviz2 with our display, in which namespace, topics and frame are filled in."""
     text = (share / 'config' / 'mose.rviz').read_text()
-    namespace = namespace.strip('/')
+    namespace = given['namespace'].strip('/')
     values = {'NAMESPACE': f'/{namespace}', 'FRAME': base_frame}
     for name, topic in topics.items():
         values[name.upper()] = topic if topic.startswith('/') else f'/{namespace}/{topic}'
@@ -357,4 +400,5 @@ def _rviz(share, namespace, topics, base_frame, is_simulated):
         executable='rviz2',
         arguments=['-d', file.name],
         parameters=[{'use_sim_time': is_simulated}],
+        ros_arguments=['--enclave', _operator(given)] if given['enclave'] else [],
     )

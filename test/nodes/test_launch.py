@@ -67,9 +67,9 @@ class SetEnvironmentVariable(Kept):
 
 
 class ExecuteProcess(Kept):
-    def __init__(self, *, cmd, output='log'):
+    def __init__(self, *, cmd, output='log', additional_env=None):
         assert all(isinstance(word, str) for word in cmd)
-        super().__init__(cmd=cmd)
+        super().__init__(cmd=cmd, additional_env=additional_env)
 
 
 class Node(Kept):
@@ -153,8 +153,8 @@ def test_every_argument_is_declared_described_and_used(drive):
         and getattr(node.value, 'id', '') == 'given'
         and isinstance(node.slice, ast.Constant)
     }
-    topics = {'odometry', 'route'}  # asked for by a variable
-    assert used | topics == set(drive.ARGUMENTS)
+    others = {'odometry', 'route', 'backend', 'precision'}  # asked for by a variable
+    assert used | others == set(drive.ARGUMENTS)
     for name, (default, _, text) in drive.ARGUMENTS.items():
         assert len(text) > 15 and (default or 'empty: ' in text), name
     assert [one.name for one in drive.generate_launch_description().entities[:-1]] == list(
@@ -165,7 +165,7 @@ def test_every_argument_is_declared_described_and_used(drive):
 def test_choices_are_those_of_the_nodes(drive):
     choices = {name: choices for name, (_, choices, _) in drive.ARGUMENTS.items()}
     assert choices['platform'] == PLATFORMS
-    assert choices['backend'] == list(INFERENCE)
+    assert choices['backend'] == ['', *INFERENCE]
     assert choices['control_backend'] == ['', *BACKENDS]
     fields = NetworkParameters.__dataclass_fields__
     assert {*fields['precision'].metadata['choices']} <= {*choices['precision']}
@@ -227,8 +227,21 @@ def test_arguments_reach_the_nodes(drive, tmp_path, monkeypatch):
     }
     assert variables['ROS_SECURITY_STRATEGY'] == 'Enforce'
     plain = nodes(drive, platform='vehicle')
-    assert 'control_backend' not in plain['controller'].parameters[-1]
+    assert plain['controller'].parameters[-1].keys() == {'use_sim_time'}
+    assert plain['driver'].parameters[-1].keys() == {'use_sim_time', 'bundle'}
     assert plain['driver'].ros_arguments == ['--log-level', 'info']
+
+
+@pytest.mark.parametrize('section', ['/**/driver', 'driver', '/mose/driver', '/**'])
+def test_what_a_file_says_stays_unless_an_argument_says_otherwise(drive, tmp_path, section):
+    file = tmp_path / 'mine.yaml'
+    values = 'bundle: /mine, backend: tensorrt, precision: float16, autostart: false'
+    file.write_text(f'{section}:\n  ros__parameters: {{{values}}}\n')
+    given = {'platform': 'vehicle', 'params_file': str(file)}
+    own = nodes(drive, **given)['driver'].parameters[-1]
+    assert own == {'use_sim_time': False}
+    own = nodes(drive, **given, bundle='/other', backend='auto')['driver'].parameters[-1]
+    assert own == {'use_sim_time': False, 'bundle': '/other', 'backend': 'auto'}
 
 
 @pytest.mark.parametrize(
@@ -240,11 +253,14 @@ def test_arguments_reach_the_nodes(drive, tmp_path, monkeypatch):
         ({'fastdds_profile': 'nowhere.xml'}, 'fastdds_profile:=nowhere.xml is no file'),
         ({'platform': 'bag', 'bag': 'nowhere'}, 'bag:=nowhere does not exist'),
         ({'enclave': 'mose'}, 'begins with a slash'),
-        ({'enclave': '/mose'}, 'ROS_SECURITY_KEYSTORE'),
+        ({'enclave': '/mose', 'KEYS': ''}, 'ROS_SECURITY_KEYSTORE'),
+        ({'enclave': '/mose', 'platform': 'leaderboard'}, 'no keys, for carla_state'),
     ],
 )
-def test_arguments_that_can_not_be_are_named(drive, monkeypatch, given, words):
-    monkeypatch.delenv('ROS_SECURITY_KEYSTORE', raising=False)
+def test_arguments_that_can_not_be_are_named(drive, monkeypatch, tmp_path, given, words):
+    monkeypatch.setenv('ROS_SECURITY_KEYSTORE', str(tmp_path))
+    if given.pop('KEYS', None) is not None:
+        monkeypatch.delenv('ROS_SECURITY_KEYSTORE')
     with pytest.raises(RuntimeError, match=re.escape(words)):
         actions(drive, **given)
 
@@ -285,10 +301,19 @@ def test_a_bag_of_carla_is_played_on_carlas_topics(drive, tmp_path):
     assert plain['camera_topic'] == 'camera/{camera}/image_raw/compressed'
 
 
-def test_build_only_builds_and_drives_nothing(drive):
+def test_build_only_builds_where_the_nodes_will_look_and_drives_nothing(drive, tmp_path):
     [one] = actions(drive, build_only='true', bundle='/my/bundle', backend='tensorrt')
     engine = '/prefix/lib/mose_ros/engine'
     assert one.cmd == [engine, 'build', '/my/bundle', '--backend', 'tensorrt']
+    orin = {'platform': 'vehicle', 'params_file': str(ROOT / 'config/vehicle_orin.yaml')}
+    [one] = actions(drive, build_only='true', **orin)
+    bundle = str(ROOT / 'models/mose-tiny')
+    engines = ['--engines', '/var/cache/mose_ros']
+    assert one.cmd == [engine, 'build', bundle, '--backend', 'auto', *engines]
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('driver:\n  ros__parameters: {bundle: /mine}\n')
+    both = actions(drive, build_only='true', platform='vehicle', params_file=str(mine))
+    assert [one.cmd[2] for one in both] == [bundle, '/mine']
 
 
 # ---- what is recorded ----
@@ -314,6 +339,7 @@ def test_what_the_nodes_hear_is_recorded_wherever_it_is(drive):
         assert not recorded(drive, f'/carla/car7/{topic}', **bridge)
     vehicle = {'platform': 'vehicle', 'odometry': '/odom', 'cameras': 'front=/cam0/image'}
     assert recorded(drive, '/odom', **vehicle) and recorded(drive, '/cam0/image', **vehicle)
+    assert recorded(drive, '/carla/ego_vehicle/ackermann_cmd', **vehicle)
     assert recorded(drive, '/mose/camera/front/image_raw/compressed', platform='vehicle')
     assert not recorded(drive, '/cam1/image', **vehicle)
     assert not recorded(drive, '/clock', **bridge)  # a player makes its own
@@ -329,6 +355,16 @@ def test_the_recorder_stamps_with_the_nodes_clock(drive, tmp_path):
     )
     assert bridge.cmd[-3:] == ['--output', folder, '--use-sim-time']
     assert vehicle.cmd[-2:] == ['--output', folder]
+
+
+def test_the_recorder_and_rviz_are_let_in_where_security_is_enforced(drive, monkeypatch, tmp_path):
+    monkeypatch.setenv('ROS_SECURITY_KEYSTORE', str(tmp_path))
+    given = {'platform': 'vehicle', 'record': 'true', 'rviz': 'true'}
+    *_, rviz, bag = actions(drive, **given, enclave='/mose')
+    assert rviz.ros_arguments == ['--enclave', '/mose/operator']
+    assert bag.additional_env == {'ROS_SECURITY_ENCLAVE_OVERRIDE': '/mose/operator'}
+    *_, rviz, bag = actions(drive, **given)
+    assert not rviz.ros_arguments and not bag.additional_env
 
 
 # ---- RViz ----
