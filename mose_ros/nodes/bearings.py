@@ -2,6 +2,7 @@
 
 import threading
 
+import numpy as np
 from nav_msgs.msg import Odometry, Path
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from std_msgs.msg import String
@@ -26,9 +27,8 @@ class Bearings:
         self._tolerance_s = tolerance_s
         self._lock = threading.Lock()
         self._arrived = threading.Condition(self._lock)
-        self.clear()
         self._route: RouteFollower | None = None
-        self._command: Command | None = None  # nobody says: the route's turns do
+        self.clear()
         hear = node.create_subscription
         odometry = node.guarded('odometry', self._on_odometry)
         route = node.guarded('route', self._on_route)
@@ -41,9 +41,12 @@ class Bearings:
         ]
 
     def clear(self) -> None:
-        """Forget the motion so far; for when time goes backwards. The route stays, the place on it is sought anew."""
-        self._history = EgoHistory()
-        self._route_seen = None
+        """Forget motion and command; for when time goes backwards. The route stays, the place on it is sought anew."""
+        with self._lock:
+            self._history = EgoHistory()
+            self._command: Command | None = None  # nobody says: the route's turns do
+            if self._route is not None:
+                self._route.progress = None
 
     def close(self) -> None:
         """Stop hearing."""
@@ -90,10 +93,10 @@ class Bearings:
     def _on_route(self, msg: Path) -> None:
         points = conversions.polyline_from_msg(msg)
         with self._lock:
-            known = self._route_seen
-            if known is not None and known.shape == points.shape and (known == points).all():
+            if self._route is not None and np.array_equal(self._route_seen, points):
                 return  # published again: keep the place on it
             self._route, self._route_seen = RouteFollower(points), points
+            self._command = None  # was for the way before
         self._node.report('route', OK, f'{len(points)} points')
 
     def _on_command(self, msg: String) -> None:
