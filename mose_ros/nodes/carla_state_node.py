@@ -34,6 +34,7 @@ from mose_ros.nodes.parameters import parameter
 
 SAME_S = 1e-3  # stamps this near are of one tick
 APART_S = 0.1  # a sensor that lags by more is not waited for
+OLD_S = 0.2  # a speed is no older than that; it has no stamp, so by when it came
 # The native IMU's orientation is pi/4 minus the compass (CarlaIMUPublisher.cpp halves a half pi), where REP-103 has pi/2.
 NATIVE_YAW = math.pi / 4.0
 FAR_OFF_M = 50.0  # from the route: the map's origin must be wrong
@@ -86,9 +87,11 @@ class CarlaStateNode(ManagedNode):
         p = self.parameters
         self._frame = carla.GeoFrame.at(p.latitude, p.longitude, p.mirrored_latitude)
         self._localizer = carla.Localizer(p.antenna_x, p.gain, p.speed_gain)
-        self._fix = self._imu = self._speed = self._last = None
+        self._fix = self._imu = self._last = None
+        self._speed, self._speed_at = 0.0, -math.inf
         self._corner: tuple[np.ndarray, float] | None = None  # fix and yaw where the check began
         self._route: RouteFollower | None = None
+        self._is_route_told = False  # what comes before this node is active is told once it is
         self._awake, self._is_announced = set(), False
         publish, depth = self.create_lifecycle_publisher, QoSProfile(depth=10)
         self._odometry = publish(Odometry, 'odometry', depth)
@@ -153,9 +156,16 @@ class CarlaStateNode(ManagedNode):
         if commands is not None and len(commands) != len(points):
             raise ValueError(f'{len(commands)} road options for {len(points)} places')
         self._route = RouteFollower(points.reshape(-1, 2), commands=commands)
+        self._is_route_told = False
+        self._tell_route()
+        self.report('global_plan', OK, f'{len(points)} places')
+
+    def _tell_route(self) -> None:
+        if self._route is None or self._is_route_told or not self.is_active:
+            return
+        self._is_route_told = True
         stamp = conversions.to_stamp(self.now())
         self._path.publish(conversions.polyline_to_msg(self._route.points, stamp, 'map'))
-        self.report('global_plan', OK, f'{len(points)} places')
 
     # ---- odometry ----
 
@@ -172,12 +182,13 @@ class CarlaStateNode(ManagedNode):
     def _on_speed(self, msg: Float32) -> None:
         if not math.isfinite(msg.data) or abs(msg.data) > 150:
             raise ValueError(f'a speed of {msg.data} m/s is no car')
-        self._speed = float(msg.data)
+        self._speed, self._speed_at = float(msg.data), self.now()
 
     def _match(self) -> None:
         """Answer once both sensors have spoken of a tick; one that lags behind is left out."""
         if not self.is_active or self._fix is None:
             return
+        self._tell_route()
         at = conversions.seconds(self._fix.header.stamp)
         turned = None if self._imu is None else conversions.seconds(self._imu.header.stamp)
         if turned is None or at - turned > APART_S:
@@ -195,9 +206,11 @@ class CarlaStateNode(ManagedNode):
         yaw = conversions.yaw_of(imu.orientation) + (NATIVE_YAW if is_native else 0.0)
         rate = imu.angular_velocity.z * (-1.0 if is_native else 1.0)
         fix = self._frame.point(self._fix.latitude, self._fix.longitude)
-        if p.has_speedometer and self._speed is None:
-            self.report('speedometer', WARN, 'silent: no odometry; set has_speedometer false')
+        if p.has_speedometer and not 0.0 <= self.now() - self._speed_at <= OLD_S:
+            said = 'silent: no odometry; mend it, or set has_speedometer false'
+            self.report('speedometer', ERROR, said)
             return
+        self.report('speedometer', OK, 'arrives')
         state = self._localizer.update(
             time,
             fix=fix,

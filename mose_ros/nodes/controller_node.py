@@ -37,6 +37,7 @@ TICK_S = 0.05
 # a plan may be ahead of the clock: other computers' clocks; and /clock may come after it
 EARLY_S, EARLY_SIMULATED_S = 0.05, 0.11
 ANSWER_AFTER_S = 0.2  # of the wall's time: then a tick is answered without a plan
+SAME_TICK_S = 1e-3
 LEVELS = {State.NORMAL: OK, State.DEGRADED: WARN}
 SEVERITIES = {
     OK: Severity.NONE,
@@ -128,6 +129,9 @@ class ControllerNode(ManagedNode):
         def beat(msg: Header):
             if msg.frame_id == 'active':
                 self._beats[name] = time.monotonic()
+            if self._asked is None and msg.stamp != Time():
+                # begun in the middle of a tick, whose /clock is gone: its time is known from who has heard it
+                self._asked, self._asked_at = msg.stamp, time.monotonic()
 
         return beat
 
@@ -208,11 +212,18 @@ class ControllerNode(ManagedNode):
         now = self._data_time()
         self._go_back(now)
         is_due = now - self._acted > 1.1 * self.parameters.period_s
-        is_unanswered = self._asked is not None and self._asked != self._answered
-        is_asked = is_unanswered and time.monotonic() - self._asked_at > ANSWER_AFTER_S
+        is_asked = self._is_unanswered and time.monotonic() - self._asked_at > ANSWER_AFTER_S
         is_well = self._controller.state is State.NORMAL and not self._controller.faults(now)
         if is_due or is_asked or not is_well or self._faults():
             self._act()
+
+    @property
+    def _is_unanswered(self) -> bool:
+        """Say whether there is a tick without an answer."""
+        if self._asked is None or self._answered is None:
+            return self._asked is not None
+        asked, answered = map(conversions.seconds, (self._asked, self._answered))
+        return abs(asked - answered) >= SAME_TICK_S
 
     def _go_back(self, now: float) -> None:
         self._acted = min(self._acted, now)  # simulated time goes back
@@ -238,7 +249,7 @@ class ControllerNode(ManagedNode):
     def _command(self, command: VehicleCommand, stamp: Time, speed: float) -> None:
         """Publish a command at a speed; with `answer_ticks` once for each tick, with the stamp of the tick."""
         if self.parameters.answer_ticks:
-            if self._asked is None or self._asked == self._answered:
+            if not self._is_unanswered:
                 return
             stamp = self._answered = self._asked
         self._commands.publish(self._backend.to_msg(command, speed, stamp))

@@ -116,7 +116,7 @@ def check_params_file(path: str | Path) -> None:
         data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f'{path} can not be read as a parameters file: {error}') from None
-    known = [*NODES, 'simulator', 'replay']
+    known = [*NODES, 'simulator', 'replay', 'carla_state', 'bag']
     sections = data if isinstance(data, dict) else {}
     if not sections:
         raise ValueError(

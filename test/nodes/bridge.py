@@ -50,6 +50,7 @@ class Bridge(Node):
             noise=5e-6 if flavour == 'leaderboard' else 0.0,
         )
         self.begin(START)
+        self.has_speed = True
         prefix, publish = f'/carla/{role}', self.create_publisher
         self._clock_topic = publish(Clock, '/clock', RELIABLE)
         self._cameras = {
@@ -150,7 +151,7 @@ class Bridge(Node):
         fix = NavSatFix(latitude=latitude, longitude=longitude)
         fix.header.stamp, fix.header.frame_id = stamp, frame
         self._gnss.publish(fix)
-        if self.flavour != 'native':
+        if self.flavour != 'native' and self.has_speed:
             self._speed.publish(Float32(data=float(car.speed)))
         if self.flavour == 'bridge':
             self._odometry.publish(conversions.ego_to_msg(ego, stamp, 'map', self.role))

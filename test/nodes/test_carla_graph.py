@@ -1,5 +1,7 @@
 """Our nodes, with the files and remappings of the launch file, drive a vehicle that speaks CARLA's exact topics, types and QoS."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -176,11 +178,62 @@ def test_the_leaderboard_gets_its_status_and_one_answer_for_every_tick(
 
     assert all(car.step(30.0) for _ in range(5))
     assert car.drive(1.0, PATIENCE_S, limit_s=30.0) >= 1.0
+    graph.kill(nodes['controller'])
+    with ThreadPoolExecutor() as pool:
+        came = pool.submit(car.step, 60.0)
+        time.sleep(0.5)  # a new controller hears nothing of this tick any more
+        start('leaderboard', 'hero', 'route', ['controller'])
+        assert came.result()
+    assert all(car.step(30.0) for _ in range(3))
     graph.kill(nodes['view_router'])  # and so without any plan
     assert all(car.step(30.0) for _ in range(4))
     ear.wait('emergency', lambda msg: msg.data, timeout=10.0)
     assert {len(found) for found in car.answers.values()} == {1}
     assert sorted(car.answers) == list(range(car.ticks)) and not car.strays
+
+
+def test_a_route_that_came_early_is_told_and_a_dead_speedometer_makes_no_odometry(
+    graph, start, vehicle_messages
+):
+    from carla_msgs.msg import CarlaEgoVehicleControl
+
+    topic = '/carla/hero/vehicle_control_cmd'
+    car = graph.spin(
+        bridge.Bridge(
+            graph.context, 'hero', 'leaderboard', CarlaEgoVehicleControl, topic, bridge.of_carla
+        )
+    )
+    odometry, route = '/carla/hero/odometry', '/carla/hero/route'
+    topics = {odometry: Odometry, route: NavPath, 'diagnostics': DiagnosticArray}
+    ear = graph.spin(Ear(graph.context, **topics))
+    changes = {'autostart': False, 'plan': 'path', 'announce': False}
+    changes |= {'latitude': ORIGIN[0], 'longitude': ORIGIN[1]}
+    node = start('leaderboard', 'hero', 'route', ['carla_state'], carla_state=changes)[
+        'carla_state'
+    ]
+    node.trigger_configure()
+    car.publish_route()
+    until(lambda: node._route is not None)
+    assert not ear.heard[route]  # it is not active yet
+    node.trigger_activate()
+    until(lambda: car.step(0.05) or (ear.heard[route] and ear.heard[odometry]))
+
+    car.has_speed = False
+    until(lambda: car.step(0.05) or 'silent' in str(ear.states(ERROR)))
+    said = len(ear.heard[odometry])
+    for _ in range(5):
+        car.step(0.05)
+    assert len(ear.heard[odometry]) == said
+    car.has_speed = True
+    until(lambda: car.step(0.05) or len(ear.heard[odometry]) > said)
+
+
+def until(is_so):
+    """Wait until it is so."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize('latitude', [ORIGIN[0], ORIGIN[0] + 0.1])

@@ -16,6 +16,8 @@ from mose_ros.core.types import Trajectory
 from mose_ros.nodes import film
 from mose_ros.nodes.drive import check_params_file
 
+CONFIG = Path(__file__).parents[2] / 'config'
+
 KEYS = 'plans plan_rate_hz plan_latency_ms deadline_misses route_completion infractions reasoning_count'
 
 
@@ -176,6 +178,12 @@ def test_parameter_files_that_are_none_are_refused(tmp_path, text, words):
     file.write_text(text)
     with pytest.raises(ValueError, match=words):
         check_params_file(file)
+
+
+@pytest.mark.parametrize('name', sorted(path.name for path in CONFIG.glob('*.yaml')))
+def test_the_files_that_we_ship_are_known(name):
+    if not name.startswith('skills'):
+        check_params_file(CONFIG / name)
 
 
 def test_the_film_paints_the_trajectory_onto_the_road():
