@@ -92,6 +92,11 @@ ARGUMENTS = {  # name: default, choices, description
         'in whose words the vehicle is commanded; auto: carla_msgs where installed, else ackermann_msgs, else a '
         'Twist; empty: as config/<platform>.yaml says',
     ),
+    'command_topic': (
+        '',
+        None,
+        "topic of the commands; empty: as `params_file` says, else the backend's own, which docs/vehicle.md tells",
+    ),
     'autostart': (
         '',
         ['', *YES_NO],
@@ -184,8 +189,7 @@ def start(context):
             name: _of_router(own, files, name) for name in ('camera_topics', 'camera_topic')
         }
         heard = cameras['camera_topics'] or [cameras['camera_topic']]
-        said = own['controller'].get('role_name') or _setting(files, 'controller', 'role_name')
-        said = _commands(said or 'ego_vehicle')  # the node's own default
+        said = _commands(own['controller'], files)
         actions.append(_record(given, [*heard, *topics.values(), *said], is_simulated))
     return actions
 
@@ -230,8 +234,9 @@ def _parameters(given, files, share, role, usual):
             own['driver']['base_frame'] = role
         for name in own.keys() & {'simulator', 'carla_state'}:
             own[name]['role_name'] = role
-    if given['control_backend']:
-        own['controller']['control_backend'] = given['control_backend']
+    for name in ('control_backend', 'command_topic'):
+        if given[name]:
+            own['controller'][name] = given[name]
     if given['cameras']:
         own['view_router'].update(_cameras(given['cameras']))
     return own
@@ -357,10 +362,15 @@ def _sends_pictures(given, share):
     return {_profiles_file(): str(share / 'config' / 'fastdds_cameras.xml')}
 
 
-def _commands(role):
-    """Return the absolute topics that the controller's backends publish to."""
+def _commands(own, files):
+    """Return the topics that the controller may publish to."""
+    topic, role = (
+        own.get(name) or _setting(files, 'controller', name)
+        for name in ('command_topic', 'role_name')
+    )
     names = ('vehicle_control_cmd', 'ackermann_cmd', 'ackermann_control_cmd', 'twist')
-    return [f'/carla/{role}/{name}' for name in names]
+    usual = [f'/carla/{role or "ego_vehicle"}/{name}' for name in names]  # the node's own default
+    return [topic] if topic else usual
 
 
 def _record(given, topics, is_simulated):

@@ -54,7 +54,9 @@ class ControllerNode(ManagedNode):
 
     def configure(self) -> None:
         p = self.parameters
-        self._backend = open_backend(p.control_backend, p.role_name, p.vehicle(), p.wheel_angle)
+        self._backend = open_backend(
+            p.control_backend, p.role_name, p.vehicle(), p.wheel_angle, p.command_topic
+        )
         self.get_logger().info(f'commands: {self._backend.name} on {self._backend.topic}')
         self._is_simulated = self.get_parameter('use_sim_time').value
         self._controller = Controller(p.vehicle(), p.period_s, self._caution(p))

@@ -19,6 +19,7 @@ class ControllerParameters(NodeParameters):
 
     control_backend: str = parameter('sim', 'whom the commands are for', choices=BACKENDS)
     role_name: str = parameter('ego_vehicle', 'role of the vehicle in CARLA')
+    command_topic: str = parameter('', "topic of the commands; empty: the backend's own")
     period_s: float = parameter(
         0.1, 'a command at least this often; plans come this often', minimum=0.05, maximum=1.0
     )

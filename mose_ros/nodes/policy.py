@@ -72,8 +72,10 @@ def declared(
                 found[name] = needs_of(node)
                 if name == 'controller':
                     p = node.parameters
-                    topic = open_backend(p.control_backend, p.role_name, METADRIVE).topic
-                    commands = node.resolve_topic_name(topic)
+                    backend = open_backend(
+                        p.control_backend, p.role_name, METADRIVE, topic=p.command_topic
+                    )
+                    commands = node.resolve_topic_name(backend.topic)
             finally:
                 node.close()
                 node.destroy_node()

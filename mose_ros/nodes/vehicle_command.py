@@ -46,22 +46,25 @@ class Backend:
     to_msg: Callable[[VehicleCommand, float, Time], Any]
 
 
-def open_backend(name: str, role: str, model: VehicleModel, wheel_angle: float = 0.0) -> Backend:
+def open_backend(
+    name: str, role: str, model: VehicleModel, wheel_angle: float = 0.0, topic: str = ''
+) -> Backend:
     """Return a backend; ValueError for an unknown one or one whose message package is not installed.
 
     `wheel_angle`: rad that ackermann and twist ask for at steer 1, which is what the receiver divides by; 0: the model's.
+    `topic`: where the commands go instead of the backend's own.
     """
     if name not in BACKENDS:
         raise ValueError(f'unknown control backend {name!r}; choose one of {", ".join(BACKENDS)}')
     if name == 'auto':
         for one in BEST_FIRST[:-1]:
             try:
-                return open_backend(one, role, model, wheel_angle)
+                return open_backend(one, role, model, wheel_angle, topic)
             except ValueError:  # its package is not installed
                 continue
-        return open_backend(BEST_FIRST[-1], role, model, wheel_angle)
+        return open_backend(BEST_FIRST[-1], role, model, wheel_angle, topic)
     backend = _backend(name, role, model, wheel_angle or model.max_steer)
-    return replace(backend, to_msg=_checked(backend.to_msg))
+    return replace(backend, to_msg=_checked(backend.to_msg), topic=topic or backend.topic)
 
 
 def _backend(name: str, role: str, model: VehicleModel, angle: float) -> Backend:
@@ -184,5 +187,5 @@ def _message(backend: str, module: str, name: str) -> type:
     except ImportError:
         raise ValueError(
             f"control backend '{backend}' needs {module}, which is not installed: install "
-            f"{PACKAGES[module]}, or choose another backend ('twist' needs nothing)"
+            f"{PACKAGES[module]}, or choose another backend (for CARLA alone, 'twist' needs nothing)"
         ) from None

@@ -153,7 +153,14 @@ def test_every_argument_is_declared_described_and_used(drive):
         and getattr(node.value, 'id', '') == 'given'
         and isinstance(node.slice, ast.Constant)
     }
-    others = {'odometry', 'route', 'backend', 'precision'}  # asked for by a variable
+    others = {
+        'odometry',
+        'route',
+        'backend',
+        'precision',
+        'control_backend',
+        'command_topic',
+    }  # asked for by a variable
     assert used | others == set(drive.ARGUMENTS)
     for name, (default, _, text) in drive.ARGUMENTS.items():
         assert len(text) > 15 and (default or 'empty: ' in text), name
@@ -204,6 +211,7 @@ def test_arguments_reach_the_nodes(drive, tmp_path, monkeypatch):
         'platform': 'vehicle',
         'cameras': 'front=/cam0/image,back=/cam1/image',
         'control_backend': 'twist',
+        'command_topic': '/dbw/cmd',
         'odometry': '/odom',
         'precision': 'float32',
         'params_file': str(mine),
@@ -218,6 +226,7 @@ def test_arguments_reach_the_nodes(drive, tmp_path, monkeypatch):
     assert router.parameters[-1]['precision'] == 'float32'
     assert router.parameters[1] == str(mine) and not router.parameters[-1]['autostart']
     assert controller.parameters[-1]['control_backend'] == 'twist'
+    assert controller.parameters[-1]['command_topic'] == '/dbw/cmd'
     assert dict(router.remappings) == {'odometry': '/odom', 'route': 'route'}
     assert router.ros_arguments == ['--log-level', 'debug', '--enclave', '/mose/view_router']
     variables = {
@@ -340,6 +349,8 @@ def test_what_the_nodes_hear_is_recorded_wherever_it_is(drive):
     vehicle = {'platform': 'vehicle', 'odometry': '/odom', 'cameras': 'front=/cam0/image'}
     assert recorded(drive, '/odom', **vehicle) and recorded(drive, '/cam0/image', **vehicle)
     assert recorded(drive, '/carla/ego_vehicle/ackermann_cmd', **vehicle)
+    assert recorded(drive, '/dbw/cmd', **vehicle, command_topic='/dbw/cmd')
+    assert not recorded(drive, '/dbw/cmd', **vehicle)
     assert recorded(drive, '/mose/camera/front/image_raw/compressed', platform='vehicle')
     assert not recorded(drive, '/cam1/image', **vehicle)
     assert not recorded(drive, '/clock', **bridge)  # a player makes its own

@@ -47,6 +47,17 @@ def test_other_parameters_make_another_policy(bundle):
     )
 
 
+def test_commands_on_a_topic_of_ones_own_are_allowed_there_alone(bundle, tmp_path):
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('/**/controller:\n  ros__parameters: {command_topic: /dbw/cmd}\n')
+    made = tmp_path / 'made.xml'
+    made.write_text(policy.make(str(mine), bundle=bundle))
+    found = rights(made)
+    assert '/dbw/cmd' in found['/mose/controller']['publish']
+    assert '/dbw/cmd' in found['/mose/actuators']['subscribe']
+    assert 'vehicle_command' not in made.read_text()
+
+
 def test_a_namesake_in_the_graph_changes_nothing(bundle):
     params = str(ROOT / 'config/drive.yaml')
     alone = policy.make(params, bundle=bundle)

@@ -22,6 +22,12 @@ def look_alike(**fields):
     return lambda: types.SimpleNamespace(header=types.SimpleNamespace(stamp=None), **fields)
 
 
+def test_commands_go_to_the_backends_topic_or_to_ones_own():
+    assert words.open_backend('twist', 'hero', METADRIVE).topic == '/carla/hero/twist'
+    for name in ('twist', 'auto'):
+        assert words.open_backend(name, 'hero', METADRIVE, topic='/dbw').topic == '/dbw'
+
+
 def test_the_simulators_command_comes_back_as_it_was_sent():
     backend = words.open_backend('sim', 'ego_vehicle', METADRIVE)
     msg = backend.to_msg(LEFT, 3.0, NOW)
