@@ -171,7 +171,7 @@ def start(context):
         for name, source in zip(('odometry', 'route'), sources, strict=True)
     }
     is_simulated = _is_yes(given['use_sim_time'], has_clock)
-    own = _parameters(given, files, share, role, usual)
+    own = _parameters(given, role, usual)
     _check_enclave(given, own)
     if platform == 'bag' and given['bag']:
         own['bag'] = _player(given, files, own['view_router'])
@@ -182,14 +182,14 @@ def start(context):
             common['autostart'] = given['autostart'] == 'true'
         actions.append(_node(given, share, name, [*files, {**common, **parameters}], topics))
     if given['rviz'] == 'true':
-        base = own['driver'].get('base_frame') or _setting(files, 'driver', 'base_frame')
+        base = own['driver'].get('base_frame') or _setting(given, files, 'driver', 'base_frame')
         actions.append(_rviz(given, share, topics, base, is_simulated))
     if given['record'] != 'false':
         cameras = {
-            name: _of_router(own, files, name) for name in ('camera_topics', 'camera_topic')
+            name: _of_router(given, own, files, name) for name in ('camera_topics', 'camera_topic')
         }
         heard = cameras['camera_topics'] or [cameras['camera_topic']]
-        said = _commands(own['controller'], files)
+        said = _commands(given, own['controller'], files)
         actions.append(_record(given, [*heard, *topics.values(), *said], is_simulated))
     return actions
 
@@ -217,11 +217,11 @@ def _node(given, share, name, parameters, topics):
     )
 
 
-def _parameters(given, files, share, role, usual):
+def _parameters(given, role, usual):
     """Return which nodes there are, and of each the parameters that the arguments say."""
     platform = given['platform']
-    own = {name: _network(given, files, share, name) for name in NETWORKS}
-    own['controller'] = {}
+    network = {name: given[name] for name in ('bundle', 'backend', 'precision') if given[name]}
+    own = {'view_router': dict(network), 'driver': dict(network), 'controller': {}}
     if platform == 'sim':
         own['simulator'] = {'family': given['family'], 'seed': int(given['seed'])}
     if platform in ('carla_native', 'leaderboard'):
@@ -242,25 +242,16 @@ def _parameters(given, files, share, role, usual):
     return own
 
 
-def _network(given, files, share, node):
-    """Return what the arguments say of a node's network, and the shipped bundle where nobody names one."""
-    found = {name: given[name] for name in ('bundle', 'backend', 'precision') if given[name]}
-    if not given['bundle'] and not _setting(files, node, 'bundle'):
-        found['bundle'] = str(share / 'models' / 'mose-tiny')
-    return found
-
-
 def _builders(given, files, share):
     """Return what builds the engines of all bundles where the nodes will look for them."""
     engine = Path(get_package_prefix('mose_ros')) / 'lib' / 'mose_ros' / 'engine'
     commands = {}
     for node in NETWORKS:
-        own = _network(given, files, share, node)
         wanted = {
-            name: own.get(name) or _setting(files, node, name)
+            name: given.get(name) or _setting(given, files, node, name)
             for name in ('bundle', 'backend', 'engines')
         }
-        command = [str(engine), 'build', wanted['bundle']]
+        command = [str(engine), 'build', wanted['bundle'] or str(share / 'models' / 'mose-tiny')]
         command += ['--backend', wanted['backend'] or 'auto']
         if wanted['engines']:
             command += ['--engines', wanted['engines']]
@@ -273,7 +264,7 @@ def _player(given, files, router):
     if not Path(given['bag']).exists():
         raise RuntimeError(f'bag:={given["bag"]} does not exist')
     found = {
-        name: _of_router({'view_router': router}, files, name)
+        name: _of_router(given, {'view_router': router}, files, name)
         for name in ('cameras', 'camera_topic', 'camera_topics')
     }
     return {
@@ -284,9 +275,9 @@ def _player(given, files, router):
     }
 
 
-def _of_router(own, files, name):
+def _of_router(given, own, files, name):
     """Return a parameter of the view router as it will be: what the arguments say, else what the files say."""
-    return own['view_router'].get(name) or _setting(files, 'view_router', name)
+    return own['view_router'].get(name) or _setting(given, files, 'view_router', name)
 
 
 def _cameras(text):
@@ -311,12 +302,13 @@ def _file(name, path):
     return path
 
 
-def _setting(files, node, name):
-    """Return what the parameters files say of one parameter of one node; the last that speaks of it wins."""
-    found = ''
+def _setting(given, files, node, name):
+    """Return what the parameters files say of one parameter of one node, by rcl's rules; the last that speaks of it wins."""
+    found, full = '', f'/{given["namespace"].strip("/")}/{node}'.replace('//', '/')
     for path in files:
         for key, section in (yaml.safe_load(Path(path).read_text()) or {}).items():
-            if key.rpartition('/')[2] in (node, '*', '**'):
+            pattern = re.escape('/' + key.strip('/')).replace(r'/\*\*', '(/[^/]+)*')
+            if re.fullmatch(pattern.replace(r'\*', '[^/]+'), full):
                 found = section.get('ros__parameters', {}).get(name, found)
     return found
 
@@ -362,10 +354,10 @@ def _sends_pictures(given, share):
     return {_profiles_file(): str(share / 'config' / 'fastdds_cameras.xml')}
 
 
-def _commands(own, files):
+def _commands(given, own, files):
     """Return the topics that the controller may publish to."""
     topic, role = (
-        own.get(name) or _setting(files, 'controller', name)
+        own.get(name) or _setting(given, files, 'controller', name)
         for name in ('command_topic', 'role_name')
     )
     names = ('vehicle_control_cmd', 'ackermann_cmd', 'ackermann_control_cmd', 'twist')

@@ -44,8 +44,8 @@ from mose_ros.nodes import conversions, images
 from mose_ros.nodes import vehicle_command as words
 from mose_ros.nodes.carla_state_node import CarlaStateNode
 from mose_ros.nodes.controller_node import ControllerParameters
-from mose_ros.nodes.drive import check_params_file
 from mose_ros.nodes.driver_node import DriverParameters
+from mose_ros.nodes.files import check_params_file
 from mose_ros.nodes.parameters import declare
 from mose_ros.nodes.view_router_node import ViewRouterParameters
 

@@ -25,6 +25,7 @@ from mose_ros.core.files import write_json
 from mose_ros.core.process import resident_bytes
 from mose_ros.nodes.controller_node import ControllerNode
 from mose_ros.nodes.driver_node import DriverNode
+from mose_ros.nodes.files import shared
 from mose_ros.nodes.lifecycle import ManagedNode
 from mose_ros.nodes.processes import DomainLock
 from mose_ros.nodes.view_router_node import ViewRouterNode
@@ -133,7 +134,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Cycle, say what was held, and exit with 1 where something grows."""
     parser = argparse.ArgumentParser(prog='cycles', description=__doc__.partition('\n')[0])
     parser.add_argument('--count', type=int, default=500, help='cycles (500)')
-    parser.add_argument('--bundle', default='models/mose-tiny', help='folder of the bundle')
+    parser.add_argument(
+        '--bundle', default=str(shared('models/mose-tiny')), help='folder of the bundle'
+    )
     parser.add_argument('--json', metavar='FILE', help='write the figures')
     options = parser.parse_args(arguments)
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 from mose_ros.core.files import write_json
-from mose_ros.nodes.drive import Failed, find_config
+from mose_ros.nodes.drive import Failed
+from mose_ros.nodes.files import shared
 from mose_ros.nodes.machine import PROFILES
 from mose_ros.nodes.processes import DomainLock, Processes
 
@@ -132,7 +133,7 @@ def _profiles(transport: str) -> tuple[str, str]:
     if transport == DEFAULT:
         return '', ''
     if transport == SHIPPED:
-        return str(find_config('fastdds_cameras.xml')), str(find_config('fastdds_shm.xml'))
+        return str(shared('config/fastdds_cameras.xml')), str(shared('config/fastdds_shm.xml'))
     path = Path(transport)
     if not path.is_file():
         raise ValueError(f'{transport} is neither {DEFAULT}, {SHIPPED} nor a profile')

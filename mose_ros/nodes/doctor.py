@@ -13,10 +13,8 @@ import struct
 import sys
 import time
 from collections import defaultdict
-from pathlib import Path
 
 import rclpy
-import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from nav_msgs.msg import Odometry
 from rcl_interfaces.msg import ParameterType
@@ -32,10 +30,10 @@ from std_msgs.msg import Header
 from mose_ros.core.bundle import Manifest
 from mose_ros.nodes import diagnosis, images, machine
 from mose_ros.nodes.diagnosis import Endpoint, Finding, Heard
-from mose_ros.nodes.drive import check_params_file
+from mose_ros.nodes.files import NODES, parameters_of, shared
 from mose_ros.nodes.view_router_node import ViewRouterParameters
 
-NODES = ('view_router', 'driver', 'controller')
+PLATFORMS = ('sim', 'carla_bridge', 'carla_native', 'leaderboard', 'vehicle', 'bag')
 ANYBODY = QoSProfile(depth=10, reliability=ReliabilityPolicy.BEST_EFFORT)  # hears every publisher
 SILENT = ('/parameter_events', '/rosout')
 PICTURES = {'sensor_msgs/msg/Image': Image, 'sensor_msgs/msg/CompressedImage': CompressedImage}
@@ -176,7 +174,7 @@ class Doctor(Node):
     @property
     def bundle(self) -> str:
         """Return the folder of the bundle that is used, or would be."""
-        return self._settings['bundle']
+        return self._settings['bundle'] or str(shared('models/mose-tiny'))
 
     def findings(self, seconds: float) -> list[Finding]:
         """Return what the graph shows."""
@@ -335,15 +333,15 @@ def _value(value):
     return tuple(found) if name == 'string_array_value' else found
 
 
-def read_params(path: str | None) -> ViewRouterParameters:
-    """Return what a ROS parameters file says of the view router, for when it does not run."""
-    if path is None:
-        return ViewRouterParameters()
-    check_params_file(path)
-    known, given = {field.name for field in dataclasses.fields(ViewRouterParameters)}, {}
-    for name, section in yaml.safe_load(Path(path).read_text(encoding='utf-8')).items():
-        if name.rpartition('/')[2] in (NODES[0], '*', '**'):
-            given.update(section['ros__parameters'])
+def expectation(
+    platform: str | None, params_file: str | None, namespace: str
+) -> ViewRouterParameters:
+    """Return what the launch file would tell the view router, for when it does not run; ValueError for a wrong file."""
+    files = [params_file] if params_file else []
+    if platform:
+        files.insert(0, shared(f'config/{"drive" if platform == "sim" else platform}.yaml'))
+    known = {field.name for field in dataclasses.fields(ViewRouterParameters)}
+    given = parameters_of(files, NODES[0], namespace)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in known}
     return ViewRouterParameters(**values)
 
@@ -357,11 +355,12 @@ def main(arguments: list[str] | None = None) -> int:
     add('--namespace', default='mose', help='of our nodes (mose)')
     add('--seconds', type=float, default=4.0, help='how long to listen (4)')
     add('--rate', type=float, default=10.0, help='Hz that cameras should have (10)')
-    add('--params-file', metavar='YAML', help='parameters, where our nodes do not run')
+    add('--platform', choices=PLATFORMS, help='whose parameters hold where our nodes do not run')
+    add('--params-file', metavar='YAML', help='parameters on top of them, as for the launch file')
     add('--json', action='store_true', help='print the findings as JSON')
     options, _ = parser.parse_known_args(arguments)  # ros2 run may append --ros-args
     try:
-        expected = read_params(options.params_file)
+        expected = expectation(options.platform, options.params_file, options.namespace)
         if not 0 < options.seconds <= 600:
             raise ValueError(f'--seconds {options.seconds} is not in 0..600')
     except ValueError as error:

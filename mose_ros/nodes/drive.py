@@ -17,20 +17,17 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import yaml
 
-import mose_ros
 from mose_ros.core.bundle import MANIFEST, Manifest, sha256
 from mose_ros.core.files import write_json
 from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.core.types import FAMILIES
+from mose_ros.nodes.files import NODES, check_params_file, shared
 from mose_ros.nodes.processes import DomainLock, Processes
 
 NAMESPACE, ROLE = '/mose', 'ego_vehicle'
-NODES = ('view_router', 'driver', 'controller')
 START_LIMIT_S = 60.0
 REVIVALS = 3  # of one node in a drive; more is not a mishap
-ROOT = Path(mose_ros.__file__).resolve().parents[1]
 
 
 class Failed(Exception):
@@ -59,7 +56,7 @@ def _parse(arguments) -> argparse.Namespace:
     add('--family', default='normal', help=f'scenario: {", ".join(FAMILIES)} (normal)')
     add('--seed', default='1', help='same seed, same episode (1)')
     add('--duration', type=float, default=0.0, metavar='S', help='end after so many seconds')
-    add('--bundle', default=str(default_bundle()), help='folder of the exported network')
+    add('--bundle', default=str(shared('models/mose-tiny')), help='folder of the exported network')
     add('--json', metavar='FILE', help='write the figures of the drive')
     add('--video', metavar='FILE.mp4', help='film the drive')
     add(
@@ -71,21 +68,6 @@ def _parse(arguments) -> argparse.Namespace:
     add('--params-file', metavar='YAML', help='ROS parameters that override config/drive.yaml')
     add('--domain', type=int, metavar='N', help='ROS domain (a free one)')
     return parser.parse_args(arguments)
-
-
-def default_bundle() -> Path:
-    near = ROOT / 'models' / 'mose-tiny'
-    return near if near.exists() else Path(sys.prefix) / 'share/mose_ros/models/mose-tiny'
-
-
-def find_config(name: str) -> Path:
-    """Return a file of config/: beside the package, or in the share folder of an installation."""
-    places = [ROOT / 'config' / name]
-    places += [parent / 'share/mose_ros/config' / name for parent in ROOT.parents]
-    for path in places:
-        if path.is_file():
-            return path
-    raise ValueError(f'config/{name} was not found near {ROOT}; install mose_ros again')
 
 
 def _check(options: argparse.Namespace) -> Manifest:
@@ -108,25 +90,6 @@ def _check(options: argparse.Namespace) -> Manifest:
         if not source.exists():
             raise ValueError(f'--frames {source} does not exist; give a video or a folder')
     return Manifest.load(options.bundle)
-
-
-def check_params_file(path: str | Path) -> None:
-    """Raise ValueError unless it is a ROS parameters file for our nodes; names in it are the nodes' to check."""
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f'{path} can not be read as a parameters file: {error}') from None
-    known = [*NODES, 'simulator', 'replay', 'carla_state', 'bag']
-    sections = data if isinstance(data, dict) else {}
-    if not sections:
-        raise ValueError(
-            f'{path} is no parameters file: expected `node: {{ros__parameters: ...}}`'
-        )
-    for name, section in sections.items():
-        if str(name).rpartition('/')[2] not in [*known, '*', '**']:
-            raise ValueError(f'{path}: there is no node {name!r}; known: {", ".join(known)}')
-        if not (isinstance(section, dict) and isinstance(section.get('ros__parameters'), dict)):
-            raise ValueError(f'{path}: {name!r} needs `ros__parameters:` with names and values')
 
 
 # ---- the drive ----
@@ -159,7 +122,7 @@ def take_domain(domain: int | None) -> DomainLock:
     lock = DomainLock(domain)
     os.environ['ROS_DOMAIN_ID'] = str(lock.number)
     is_local = os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST') == 'LOCALHOST'
-    profile = find_config('fastdds_local.xml' if is_local else 'fastdds_shm.xml')
+    profile = shared(f'config/fastdds_{"local" if is_local else "shm"}.xml')
     os.environ.setdefault('FASTDDS_DEFAULT_PROFILES_FILE', str(profile))
     return lock
 
@@ -187,7 +150,7 @@ def start_nodes(options, processes: Processes, folder: Path) -> None:
 
 def _ros_arguments(options, folder: Path) -> tuple[list[str], dict[str, str]]:
     words = ['--ros-args', '-r', f'__ns:={NAMESPACE}']
-    words += ['--params-file', str(find_config('drive.yaml'))]
+    words += ['--params-file', str(shared('config/drive.yaml'))]
     if options.params_file:
         words += ['--params-file', str(Path(options.params_file).resolve())]
     for topic, source in {'odometry': 'odometry', 'route': 'waypoints'}.items():

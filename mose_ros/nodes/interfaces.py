@@ -24,6 +24,7 @@ from mose_ros.nodes.carla_state_node import CarlaStateNode, CarlaStateParameters
 from mose_ros.nodes.controller_node import ControllerNode
 from mose_ros.nodes.controller_parameters import ControllerParameters
 from mose_ros.nodes.driver_node import DriverNode, DriverParameters
+from mose_ros.nodes.files import shared
 from mose_ros.nodes.lifecycle import ManagedNode, NodeParameters
 from mose_ros.nodes.replay_node import ReplayParameters
 from mose_ros.nodes.simulator_node import SimulatorParameters
@@ -187,7 +188,7 @@ def main() -> None:
     """Fill the tables of a page in anew."""
     parser = argparse.ArgumentParser(prog='interfaces', description=__doc__.partition('\n')[0])
     parser.add_argument('page', type=Path, help='docs/interfaces.md')
-    parser.add_argument('--bundle', default='models/mose-tiny', help='any bundle')
+    parser.add_argument('--bundle', default=str(shared('models/mose-tiny')), help='any bundle')
     parser.add_argument('--launch-file', default='launch/drive.launch.py')
     options = parser.parse_args()
     os.environ.setdefault('ROS_AUTOMATIC_DISCOVERY_RANGE', 'LOCALHOST')

@@ -14,6 +14,7 @@ from std_srvs.srv import Trigger
 
 from mose_ros.core.bundle import MANIFEST, PRECISIONS, sha256
 from mose_ros.engine.bundle import Bundle
+from mose_ros.nodes.files import shared
 from mose_ros.nodes.lifecycle import OK, WARN, ManagedNode, NodeParameters
 from mose_ros.nodes.parameters import parameter
 
@@ -25,7 +26,9 @@ class NetworkParameters(NodeParameters):
     """Parameters of a node that runs a bundle."""
 
     bundle: str = parameter(
-        'models/mose-tiny', 'folder of the exported bundle; read again by reload_bundle', live=True
+        '',
+        'folder of the exported bundle, read again by reload_bundle; empty: models/mose-tiny, which comes with us',
+        live=True,
     )
     backend: str = parameter(
         'auto', 'inference backend, as `python -m mose_ros.engine` knows them'
@@ -57,20 +60,21 @@ class NetworkNode(ManagedNode):
     def open(self) -> T:
         """Open, check and warm up the bundle of the parameters."""
         p = self.parameters
-        bundle = Bundle.open(p.bundle, backend=p.backend, threads=p.threads, engines=p.engines)
+        folder = p.bundle or str(shared('models/mose-tiny'))
+        bundle = Bundle.open(folder, backend=p.backend, threads=p.threads, engines=p.engines)
         manifest = bundle.manifest
         if p.precision not in ('auto', manifest.precision):
             raise ValueError(
-                f'{p.bundle} is {manifest.precision}, not {p.precision}: export one with that '
+                f'{folder} is {manifest.precision}, not {p.precision}: export one with that '
                 '--precision, or set `precision` to auto'
             )
         loaded = self.load(bundle)
-        digest = sha256(Path(p.bundle) / MANIFEST)[:12]
+        digest = sha256(Path(folder) / MANIFEST)[:12]
         self.report(
             'bundle',
             OK,
             f'{manifest.name} runs on {bundle.backend}',
-            bundle=p.bundle,
+            bundle=folder,
             manifest=digest,
             precision=manifest.precision,
             commit=manifest.commit[:12] or 'unknown',
@@ -88,7 +92,10 @@ class NetworkNode(ManagedNode):
             if self.state not in ('inactive', 'active'):
                 raise ValueError(f'the node has become {self.state}')
             self.take(loaded)
-            response.success, response.message = True, f'{self.parameters.bundle} is in use'
+            response.success, response.message = (
+                True,
+                f'{self.parameters.bundle or "models/mose-tiny"} is in use',
+            )
         except Exception as error:  # whatever a bad bundle raises, the old one goes on
             response.success = False
             response.message = f'the old bundle stays in use: {error}'

@@ -20,6 +20,7 @@ from rclpy.parameter import Parameter
 from mose_ros.core.control import METADRIVE
 from mose_ros.nodes.controller_node import ControllerNode
 from mose_ros.nodes.driver_node import DriverNode
+from mose_ros.nodes.files import shared
 from mose_ros.nodes.lifecycle import ManagedNode
 from mose_ros.nodes.vehicle_command import open_backend
 from mose_ros.nodes.view_router_node import ViewRouterNode
@@ -143,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog='policy', description='Print the SROS2 policy.')
     add = parser.add_argument
     add('--params-file', required=True, metavar='YAML', help='parameters of the nodes')
-    add('--bundle', default='models/mose-tiny', help='folder of the exported network')
+    add('--bundle', default=str(shared('models/mose-tiny')), help='folder of the exported network')
     add('--namespace', default='/mose', help='of the nodes (/mose)')
     add('--enclave', default='/mose', help="the launch file's argument (/mose)")
     add('--remap', action='append', default=[], metavar='A:=B', help='as the launch file remaps')

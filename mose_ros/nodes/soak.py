@@ -26,15 +26,8 @@ import numpy as np
 from mose_ros.core.files import write_json
 from mose_ros.core.process import resident_bytes
 from mose_ros.core.types import FAMILIES
-from mose_ros.nodes.drive import (
-    NODES,
-    ROLE,
-    Failed,
-    default_bundle,
-    start_nodes,
-    start_world,
-    take_domain,
-)
+from mose_ros.nodes.drive import ROLE, Failed, start_nodes, start_world, take_domain
+from mose_ros.nodes.files import NODES, shared
 from mose_ros.nodes.processes import Processes
 
 ALLOWED = {'memory_mb': 10.0, 'threads': 0.5, 'descriptors': 0.5, 'latency_ms': 5.0}  # an hour
@@ -71,7 +64,7 @@ def _parse(arguments) -> argparse.Namespace:
     add('--minutes', type=float, default=60.0, help='of driving; 0: none (60)')
     add('--episode', type=float, default=60.0, metavar='S', help='longest episode (60)')
     add('--starts', type=int, default=100, help='of the whole graph; 0: none (100)')
-    add('--bundle', default=str(default_bundle()), help='folder of the exported network')
+    add('--bundle', default=str(shared('models/mose-tiny')), help='folder of the exported network')
     add('--seed', type=int, default=1000, help='of the first episode (1000)')
     add('--renderer', default='auto', choices=('auto', 'egl', 'tiny'), help='who draws (auto)')
     add('--json', metavar='FILE', help='write the figures')

@@ -147,6 +147,17 @@ def test_before_the_nodes_run_their_parameters_file_says_what_is_expected(
     assert 'hears nobody' not in says['/mose/camera/back'] and '/mose/route' not in says
 
 
+def test_the_files_of_a_platform_are_those_of_the_launch_file(tmp_path):
+    mine = tmp_path / 'mine.yaml'
+    mine.write_text('/**/view_router:\n  ros__parameters: {threads: 2}\n')
+    vehicle = doctor.expectation('vehicle', str(mine), 'mose')
+    assert vehicle.threads == 2 and vehicle.camera_topic.startswith('camera/')
+    assert doctor.expectation('carla_native', None, 'mose').camera_topic.startswith('/carla/hero')
+    with pytest.raises(ValueError, match="write '/[*][*]/driver'"):
+        mine.write_text('/car/driver:\n  ros__parameters: {threads: 2}\n')
+        doctor.expectation(None, str(mine), 'mose')
+
+
 @pytest.mark.parametrize(
     'arguments', [['--seconds', '0'], ['--params-file', 'nowhere.yaml'], ['--seconds', 'nan']]
 )

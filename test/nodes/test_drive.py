@@ -14,9 +14,6 @@ import pytest
 from engine.bundles import make_bundle
 from mose_ros.core.types import Trajectory
 from mose_ros.nodes import film
-from mose_ros.nodes.drive import check_params_file
-
-CONFIG = Path(__file__).parents[2] / 'config'
 
 KEYS = 'plans plan_rate_hz plan_latency_ms deadline_misses route_completion infractions reasoning_count'
 
@@ -162,28 +159,6 @@ def test_an_unknown_parameter_ends_the_drive_with_its_name(bundle, tmp_path):
 def a_picture(folder):
     cv2.imwrite(str(folder / '0.png'), np.zeros((90, 160, 3), np.uint8))
     return folder
-
-
-@pytest.mark.parametrize(
-    ('text', 'words'),
-    [
-        ('driver: [', 'can not be read'),
-        ('', 'no parameters file'),
-        ('/**/diver:\n  ros__parameters: {a: 1}\n', "no node '/[*][*]/diver'"),
-        ('/**/driver:\n  a: 1\n', 'needs `ros__parameters:`'),
-    ],
-)
-def test_parameter_files_that_are_none_are_refused(tmp_path, text, words):
-    file = tmp_path / 'p.yaml'
-    file.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        check_params_file(file)
-
-
-@pytest.mark.parametrize('name', sorted(path.name for path in CONFIG.glob('*.yaml')))
-def test_the_files_that_we_ship_are_known(name):
-    if not name.startswith('skills'):
-        check_params_file(CONFIG / name)
 
 
 def test_the_film_paints_the_trajectory_onto_the_road():

@@ -160,6 +160,7 @@ def test_every_argument_is_declared_described_and_used(drive):
         'precision',
         'control_backend',
         'command_topic',
+        'bundle',
     }  # asked for by a variable
     assert used | others == set(drive.ARGUMENTS)
     for name, (default, _, text) in drive.ARGUMENTS.items():
@@ -237,15 +238,14 @@ def test_arguments_reach_the_nodes(drive, tmp_path, monkeypatch):
     assert variables['ROS_SECURITY_STRATEGY'] == 'Enforce'
     plain = nodes(drive, platform='vehicle')
     assert plain['controller'].parameters[-1].keys() == {'use_sim_time'}
-    assert plain['driver'].parameters[-1].keys() == {'use_sim_time', 'bundle'}
+    assert plain['driver'].parameters[-1].keys() == {'use_sim_time'}
     assert plain['driver'].ros_arguments == ['--log-level', 'info']
 
 
-@pytest.mark.parametrize('section', ['/**/driver', 'driver', '/mose/driver', '/**'])
-def test_what_a_file_says_stays_unless_an_argument_says_otherwise(drive, tmp_path, section):
+def test_what_a_file_says_stays_unless_an_argument_says_otherwise(drive, tmp_path):
     file = tmp_path / 'mine.yaml'
     values = 'bundle: /mine, backend: tensorrt, precision: float16, autostart: false'
-    file.write_text(f'{section}:\n  ros__parameters: {{{values}}}\n')
+    file.write_text(f'/**/driver:\n  ros__parameters: {{{values}}}\n')
     given = {'platform': 'vehicle', 'params_file': str(file)}
     own = nodes(drive, **given)['driver'].parameters[-1]
     assert own == {'use_sim_time': False}
@@ -320,7 +320,8 @@ def test_build_only_builds_where_the_nodes_will_look_and_drives_nothing(drive, t
     engines = ['--engines', '/var/cache/mose_ros']
     assert one.cmd == [engine, 'build', bundle, '--backend', 'auto', *engines]
     mine = tmp_path / 'mine.yaml'
-    mine.write_text('driver:\n  ros__parameters: {bundle: /mine}\n')
+    text = '/**/driver:\n  ros__parameters: {bundle: /mine}\ndriver: {ros__parameters: {bundle: /no}}\n'
+    mine.write_text(text)  # the second speaks of a node without namespace
     both = actions(drive, build_only='true', platform='vehicle', params_file=str(mine))
     assert [one.cmd[2] for one in both] == [bundle, '/mine']
 
