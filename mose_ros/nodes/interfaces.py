@@ -116,12 +116,14 @@ def filled(text: str, nodes: Mapping[str, ManagedNode], launch_file: str | Path)
 
 
 def configured(bundle: str, **options) -> dict[str, ManagedNode]:
-    """Return the nodes of `NODES`, configured with their defaults; the caller closes and destroys them."""
+    """Return the nodes of `NODES`, configured so that they open all they can; the caller closes and destroys them."""
     made = {}
     for name, kind in NODES.items():
         given = [Parameter('autostart', value=False)]
         if name in ('view_router', 'driver'):
             given.append(Parameter('bundle', value=bundle))
+        if name == 'carla_state':  # as for the Leaderboard
+            given += [Parameter('plan', value='path'), Parameter('announce', value=True)]
         node = kind(parameter_overrides=given, namespace=NAMESPACE, **options)
         node.trigger_configure()
         made[name] = node
