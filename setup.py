@@ -90,6 +90,7 @@ setup(
             'replay = mose_ros.nodes.replay_node:main',
             'doctor = mose_ros.nodes.doctor:main',
             'delivery = mose_ros.nodes.delivery:main',
+            'load = mose_ros.nodes.load:main',
             'policy = mose_ros.nodes.policy:main',
             'soak = mose_ros.nodes.soak:main',
             'bag = mose_ros.nodes.bag_node:main',

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -139,9 +140,12 @@ def start_world(options, processes: Processes, folder: Path) -> None:
     processes.start(name, f'mose_ros.nodes.{name}_node', [*words, *own], environment)
 
 
-def start_nodes(options, processes: Processes, folder: Path) -> None:
-    """Start the nodes that drive, all at once."""
+def start_nodes(
+    options, processes: Processes, folder: Path, extra: Mapping[str, str] | None = None
+) -> None:
+    """Start the nodes that drive, all at once; `extra`: more of their environment."""
     words, environment = _ros_arguments(options, folder)
+    environment |= extra or {}
     bundle = ['-p', f'bundle:={Path(options.bundle).resolve()}']
     for name in NODES:
         own = bundle if name != 'controller' else []
