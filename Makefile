@@ -1,6 +1,6 @@
 # make drive: watch it drive.  make test: the whole test suite.  Both make their own environment first.
 # make faults: inject every fault into the running graph; writes docs/reliability.json and its table.
-# make fuzz: 100,000 hostile messages.  make soak: drive for an hour, then start and stop 100 times; what grows, what is left.
+# make fuzz: 100,000 hostile messages.  make soak: drive for an hour, start and stop 100 times, 500 lifecycle cycles; what grows, what is left.
 VENV ?= .venv
 export VENV PYTHON
 PY = $(VENV)/bin/python
@@ -43,4 +43,5 @@ fuzz:
 
 soak:
 	@scripts/environment.sh drive
-	@exec $(PY) -m mose_ros.nodes.soak $(SOAK_ARGS)
+	@$(PY) -m mose_ros.nodes.soak $(SOAK_ARGS)
+	@$(PY) -m mose_ros.nodes.cycles $(CYCLES_ARGS)
