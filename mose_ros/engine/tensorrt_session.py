@@ -23,8 +23,9 @@ from mose_ros.engine.session import BackendError, Build, Port, check_inputs, joi
 if TYPE_CHECKING:
     import tensorrt as trt
 
-RECORDED = 8  # CUDA graphs that are kept, the least recently used goes; each costs some MB
-REMEMBERED = 64  # shapes and addresses of the past: what comes a second time is recorded
+# CUDA graphs that are kept, the least recently used goes; each costs some MB. What returns only after so many others is not
+# recorded: it would be gone before it is replayed, as each token of a text, whose cache has a length of its own.
+RECORDED = 8
 _DTYPES = {  # by the name of a trt.DataType
     'FLOAT': np.dtype(np.float32),
     'HALF': np.dtype(np.float16),
@@ -105,11 +106,11 @@ class TensorRTSession:
         self._placed: dict[str, cuda.DeviceBuffer] = {}
         self._pools: dict[str, _Pool] = {}
         self._largest_outputs = self._measure_outputs()
-        self._seen: OrderedDict = OrderedDict()
+        self._seen: OrderedDict = OrderedDict()  # shapes and addresses of the last runs
         self._recorded: OrderedDict = OrderedDict()
         flow = notes['control_flow']
         self._records = not flow and not self._on_host
-        why = f'none, it has {flow}' if flow else 'recorded at the second run of a shape'
+        why = f'none, it has {flow}' if flow else 'recorded where a shape returns soon'
         _log.info('%s: CUDA graphs: %s', self._name, why)
 
     def run(
@@ -276,18 +277,17 @@ class TensorRTSession:
 
     def _execute(self, shapes, addresses):
         key = (tuple(shapes.items()), tuple(sorted(addresses.items())))
+        returns = self._seen.pop(key, False)
+        self._seen[key] = True
+        while len(self._seen) > RECORDED:
+            self._seen.popitem(last=False)
         if key in self._recorded:
             self._recorded.move_to_end(key)
             self._stream.launch(self._recorded[key][1])
             return
         self._enqueue(self._context, addresses)
-        if not self._records:
-            return
-        if key in self._seen:
+        if returns and self._records:
             self._record(key, shapes, addresses)
-        self._seen[key] = True
-        while len(self._seen) > REMEMBERED:
-            self._seen.popitem(last=False)
 
     def _enqueue(self, context: trt.IExecutionContext, addresses):
         for name, address in addresses.items():

@@ -17,6 +17,7 @@ from mose_ros.core.bundle import GRAPHS
 from mose_ros.engine import scenery, session, tensorrt_build
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
+from mose_ros.engine.tensorrt_session import RECORDED
 from mose_ros.engine.view_router import ViewRouter
 
 
@@ -283,8 +284,26 @@ def test_only_so_many_recordings_are_kept(machine, folder, monkeypatch):
     assert len(driver.graphs) == 2
     driver.calls.clear()
     vision.run({'views': pictures(bundle.manifest, 3)})  # still there
-    vision.run({'views': pictures(bundle.manifest, 1)})  # the oldest has gone: recorded again
+    for _ in range(2):  # the oldest has gone: recorded again once it returns
+        vision.run({'views': pictures(bundle.manifest, 1)})
     assert (driver.calls['launch'], driver.calls['record']) == (1, 1)
+
+
+def test_what_returns_too_late_to_be_replayed_is_not_recorded(machine, folder):
+    driver, _ = machine()
+    bundle = on_tensorrt(folder)
+    router, thinker = ViewRouter(bundle), Driver(bundle)
+    seen = scenery.grey(bundle.manifest)
+    views = router.select(seen.time, seen.images, seen.ego, seen.guidance)
+    thinker.plan(views, seen.ego, seen.guidance)
+    driver.calls.clear()
+    for _ in range(3):
+        assert sum(1 for _ in thinker.reason()) > RECORDED  # each token has a cache of its length
+    assert (driver.calls['record'], driver.calls['launch']) == (0, 0)
+    for _ in range(3):  # the flow has one shape in all its steps
+        thinker.plan(views, seen.ego, seen.guidance)
+    assert driver.calls['record'] > 0
+    assert driver.calls['launch'] > driver.calls['record']
 
 
 def test_a_graph_with_conditions_is_never_recorded(machine, folder, monkeypatch, caplog):
