@@ -20,7 +20,7 @@ from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import FAR_M, NEAR_M, Command, EgoState, Guidance, Observation
 from mose_ros.engine import bench, memory, session, sweep, tables, twins
 from mose_ros.engine.bundle import WORKSPACE, Bundle
-from mose_ros.engine.contestants import Engine
+from mose_ros.engine.contestants import Engine, Looking
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.policy import Policy
 from mose_ros.engine.scenery import Scenery, grey
@@ -89,9 +89,7 @@ def run_bench(options) -> int:
                 bundle=bundle,
                 plans=options.plans,
                 warmup=options.warmup,
-                mode=options.mode,
-                force_view=options.view,
-                views=options.views,
+                looking=_looking(options),
                 clip=options.clip,
                 parts=options.parts,
                 compare=options.compare,
@@ -110,7 +108,7 @@ def run_bench(options) -> int:
 
 def _soak(bundle: Bundle, options) -> dict[str, Any]:
     """Plan very often, and report what memory does."""
-    ours = Engine(bundle, Scenery(bundle.manifest, clip=options.clip), views=options.views)
+    ours = Engine(bundle, Scenery(bundle.manifest, clip=options.clip), _looking(options))
     before = os.getloadavg()[0]
     found = memory.soak(ours, options.soak, _show(options.soak))
     return {
@@ -125,6 +123,10 @@ def _soak(bundle: Bundle, options) -> dict[str, Any]:
         'versions': provenance.versions(),
         'commit': provenance.commit(),
     }
+
+
+def _looking(options) -> Looking:
+    return Looking(views=options.views, mode=options.mode, force_view=options.view)
 
 
 def _show(total: int) -> Callable[[int], None]:

@@ -19,17 +19,23 @@ from mose_ros.core.process import resident_bytes
 from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import LARGE, PRACTICE, Engine, Graph, Peaks, Talking, Words
+from mose_ros.engine.contestants import (
+    LARGE,
+    PRACTICE,
+    Engine,
+    Graph,
+    Looking,
+    Peaks,
+    Talking,
+    Words,
+)
 from mose_ros.engine.counting import Cost
-from mose_ros.engine.driver import Driver
 from mose_ros.engine.matches import COMPARED, Setting, join
 from mose_ros.engine.memory import MIB, peak_bytes
 from mose_ros.engine.opponents import OpponentError
-from mose_ros.engine.policy import Policy
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Contestant, Turn
-from mose_ros.engine.view_router import ViewRouter
 
 PARTS = ('views', 'reasoning', 'steps', 'operators')
 STEPS = (1, 2, 3, 4, 5, 7, 10, 20)  # of the flow
@@ -44,9 +50,7 @@ class Asked:
     bundle: Bundle
     plans: int = 200
     warmup: int = 20
-    mode: str = 'learned'  # of choosing views
-    force_view: str = ''
-    views: int = 0  # how many are looked at; 0: as the manifest says
+    looking: Looking = Looking()
     clip: str = ''  # folder of a recorded clip; '': noise
     parts: Sequence[str] = PARTS
     compare: Sequence[str] = ()
@@ -69,17 +73,16 @@ def measure(asked: Asked) -> dict[str, Any]:
     scenery = Scenery(m, clip=asked.clip)
     with contextlib.ExitStack() as stack:
         before = resident_bytes()
-        looking = {'views': asked.views, 'mode': asked.mode, 'force_view': asked.force_view}
-        ours = Engine(bundle, scenery, **looking)
+        ours = Engine(bundle, scenery, asked.looking)
         looked_at = [ours.plan(index).views for index in range(PRACTICE)][-1]
         memory = _memory(before)
-        runs = counting.watch(ours.bundle, scenery.first(PRACTICE))
+        runs = counting.watch(ours)
         tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
         peaks = stack.enter_context(contextlib.closing(Peaks(bundle.threads)))
         words = Words(ours)
         field_: dict[str, Contestant] = {'ours': ours, 'words': words, 'peaks': peaks}
         if 'reasoning' in asked.parts:
-            talker = Engine(bundle, scenery, **looking)
+            talker = Engine(bundle, scenery, asked.looking)
             talker.plan(0)
             field_['talking'] = Talking(talker)
         if 'views' in asked.parts:
@@ -87,6 +90,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         setting = Setting(
             bundle=bundle,
             scenery=scenery,
+            looking=asked.looking,
             tokens=tokens,
             clip=asked.clip,
             made=asked.made,
@@ -133,7 +137,7 @@ def measure(asked: Asked) -> dict[str, Any]:
     if asked.selection is not None:
         report['expert_selection'] = _selection(took)
     if 'steps' in asked.parts:
-        report['flow_steps'] = flow_steps(bundle, scenery)
+        report['flow_steps'] = flow_steps(ours)
     if 'operators' in asked.parts:
         report['operators'] = _operators(bundle, runs)
     return report
@@ -188,7 +192,7 @@ def _looking(bundle: Bundle, scenery: Scenery) -> dict[str, Contestant]:
     """Return our engine with 6, 2 and 1 view, as far as the bundle has so many cameras."""
     fixed, cameras = len(bundle.manifest.fixed_views), len(bundle.manifest.cameras)
     counts = [count for count in (6, 2, 1) if fixed <= count <= cameras]
-    return {f'views {count}': Engine(bundle, scenery, views=count) for count in counts}
+    return {f'views {count}': Engine(bundle, scenery, Looking(views=count)) for count in counts}
 
 
 def _views(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
@@ -244,19 +248,19 @@ def _selection(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     }
 
 
-def flow_steps(bundle: Bundle, scenery: Scenery, plans: int = 20) -> dict[str, Any]:
+def flow_steps(ours: Engine, plans: int = 20) -> dict[str, Any]:
     """Return how far trajectories of other numbers of Euler steps are from those of 10, and what the flow takes."""
-    found, answers = {}, {}
+    found, answers, bundle = {}, {}, ours.bundle
     for steps in sorted(STEPS, key=lambda one: one != REFERENCE_STEPS):
         changed = replace(bundle, manifest=replace(bundle.manifest, num_steps=steps))
-        policy = Policy(ViewRouter(changed), Driver(changed))
-        done = [policy.plan(scenery(index)) for index in range(plans)]
-        answers[steps] = np.stack([one.trajectory.xy for one in done])
+        engine = Engine(changed, ours.scenery, ours.looking)
+        done = [engine.plan(index) for index in range(plans)]
+        answers[steps] = np.stack([one.xy for one in done])
         gaps = np.linalg.norm(answers[steps] - answers[REFERENCE_STEPS], axis=-1)
         found[steps] = {
             'trajectory_mean_m': float(gaps.mean()),
             'trajectory_max_m': float(gaps.max()),
-            'flow_p50_ms': float(np.median([one.timings_ms['flow'] for one in done])),
+            'flow_p50_ms': float(np.median([one.timings['flow'] for one in done])),
         }
     rows = {str(steps): found[steps] for steps in STEPS}
     return {'reference': REFERENCE_STEPS, 'default': bundle.manifest.num_steps, 'steps': rows}

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -24,29 +24,44 @@ TEXT_EVERY = 10  # rounds: a whole text is decoded
 COPY_EVERY = 5  # rounds: a copy is measured
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looking:
+    """How views are chosen, by all that are compared alike."""
+
+    views: int = 0  # how many are looked at; 0: as the manifest says
+    mode: str = 'learned'
+    force_view: str = ''
+
+    def __post_init__(self):
+        if self.views and self.mode != 'learned':
+            raise ValueError(
+                f'views: in mode {self.mode!r} their number is given; leave out --views or --mode'
+            )
+
+    def at(self, bundle: Bundle) -> Bundle:
+        """Return the bundle, made to look at so many views."""
+        m = bundle.manifest
+        if not self.views:
+            return bundle
+        fixed = len(m.fixed_views)
+        if not fixed <= self.views <= len(m.cameras):
+            raise ValueError(
+                f'views: {m.name} looks at {fixed} to {len(m.cameras)}, not at {self.views}'
+            )
+        return replace(bundle, manifest=replace(m, top_k=self.views - fixed))
+
+    def router(self, bundle: Bundle) -> ViewRouter:
+        """Return what chooses so."""
+        return ViewRouter(self.at(bundle), mode=self.mode, force_view=self.force_view)
+
+
 class Engine:
     """A bundle on our engine, from the cameras' pictures to the trajectory."""
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        scenery: Scenery,
-        *,
-        views: int = 0,
-        mode: str = 'learned',
-        force_view: str = '',
-    ):
-        """Open it; views: how many are looked at, in place of the manifest's number."""
-        m = bundle.manifest
-        if views:
-            fixed = len(m.fixed_views)
-            if not fixed <= views <= len(m.cameras):
-                raise ValueError(
-                    f'views: {m.name} looks at {fixed} to {len(m.cameras)}, not at {views}'
-                )
-            bundle = replace(bundle, manifest=replace(m, top_k=views - fixed))
-        self.bundle, self.scenery = bundle, scenery
-        self.policy = Policy(ViewRouter(bundle, mode=mode, force_view=force_view), Driver(bundle))
+    def __init__(self, bundle: Bundle, scenery: Scenery, looking: Looking = Looking()):
+        """Open it."""
+        self.bundle, self.scenery, self.looking = looking.at(bundle), scenery, looking
+        self.policy = Policy(looking.router(bundle), Driver(self.bundle))
 
     def plan(self, index: int) -> Turn:
         """Answer the observation of this number."""

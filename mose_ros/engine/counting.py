@@ -15,12 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mose_ros.core.types import Observation
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.driver import Driver
-from mose_ros.engine.policy import Policy
+from mose_ros.engine.contestants import PRACTICE, Engine
 from mose_ros.engine.session import Session
-from mose_ros.engine.view_router import ViewRouter
 
 STAGES = {  # graph -> the stage that it is most of
     'view_router': 'glance',
@@ -195,14 +192,14 @@ class _Noting:
         return self._session.run(inputs, *more, **options)
 
 
-def watch(bundle: Bundle, seen: Sequence[Observation]) -> list[tuple[str, dict]]:
-    """Return the runs, graph and inputs, of the last of some plans and of the first decoded token of its text."""
-    watched = Watched.of(bundle)
-    policy = Policy(ViewRouter(watched), Driver(watched))
-    for observation in seen:
+def watch(ours: Engine) -> list[tuple[str, dict]]:
+    """Return the runs, graph and inputs, of a plan of an engine as this one, and of the first decoded token of its text."""
+    watched = Watched.of(ours.bundle)
+    engine = Engine(watched, ours.scenery, ours.looking)
+    for index in range(PRACTICE):
         watched.runs.clear()
-        policy.plan(observation)
-    words = policy.reason()
+        engine.plan(index)
+    words = engine.policy.reason()
     for _ in words:
         if any(graph == 'decode' for graph, _ in watched.runs):
             break

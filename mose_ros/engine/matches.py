@@ -9,7 +9,7 @@ from typing import Any
 
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import LARGE, PRACTICE, Engine, Graph
+from mose_ros.engine.contestants import LARGE, Engine, Graph, Looking
 from mose_ros.engine.opponents import Opponent
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.turns import Contestant, Turn
@@ -23,6 +23,7 @@ class Setting:
 
     bundle: Bundle  # ours
     scenery: Scenery
+    looking: Looking  # of all
     tokens: int  # of our prompt
     clip: str
     made: Path  # where twins are kept
@@ -76,10 +77,13 @@ def _torch(name, setting, stack) -> Match:
     if checkpoint is None:
         twin = twins.made(bundle, setting.made)
         bundle, ours = twins.opened(bundle, setting.made), f'{name} ours'
-        checkpoint, field_ = twin / 'checkpoint', {ours: Engine(bundle, setting.scenery)}
+        checkpoint, field_ = twin / 'checkpoint', {ours: _engine(bundle, setting)}
     command = [sys.executable, '-m', OPPONENT, name.removeprefix('torch_')]
     command += ['--bundle', str(bundle.folder), '--checkpoint', str(checkpoint)]
     command += ['--threads', str(bundle.threads), '--clip', setting.clip]
+    looking = setting.looking
+    command += ['--views', str(looking.views), '--mode', looking.mode]
+    command += ['--view', looking.force_view]
     opponent = stack.enter_context(contextlib.closing(Opponent(name, command)))
     return Match(
         name=name,
@@ -95,7 +99,7 @@ def _twin(name, setting, stack) -> Match:
     """Return a network with another mixture on our engine."""
     changes = {'dense': twins.DENSE, 'token_moe': twins.TOKEN}[name]
     bundle = twins.opened(setting.bundle, setting.made, changes)
-    return _bundle_match(name, bundle, setting.scenery, **_blocks(name, setting, changes))
+    return _bundle_match(name, bundle, setting, **_blocks(name, setting, changes))
 
 
 def _blocks(name, setting, changes) -> dict[str, Any]:
@@ -115,16 +119,26 @@ def _blocks(name, setting, changes) -> dict[str, Any]:
 def _int8(name, setting, stack) -> Match:
     """Return the same network in whole numbers."""
     own = setting.bundle
-    bundle = Bundle.open(setting.int8, backend=own.backend, threads=own.threads)
-    return _bundle_match(name, bundle, setting.scenery, same_weights=True)
+    bundle = Bundle.open(
+        setting.int8,
+        backend=own.backend,
+        threads=own.threads,
+        engines=own.engines,
+        workspace=own.workspace,
+    )
+    return _bundle_match(name, bundle, setting, same_weights=True)
 
 
-def _bundle_match(name, bundle, scenery, *, block=None, same_weights=False) -> Match:
-    runs = counting.watch(bundle, scenery.first(PRACTICE))
-    flops = counting.plan_flops(counting.stage_costs(bundle, runs))
+def _engine(bundle, setting) -> Engine:
+    return Engine(bundle, setting.scenery, setting.looking)
+
+
+def _bundle_match(name, bundle, setting, *, block=None, same_weights=False) -> Match:
+    engine = _engine(bundle, setting)
+    flops = counting.plan_flops(counting.stage_costs(bundle, counting.watch(engine)))
     return Match(
         name=name,
-        field={name: Engine(bundle, scenery), **(block or {})},
+        field={name: engine, **(block or {})},
         theirs=name,
         flops=flops,
         same_weights=same_weights,

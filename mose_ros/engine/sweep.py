@@ -10,7 +10,7 @@ import numpy as np
 from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import LARGE, PRACTICE, Engine
+from mose_ros.engine.contestants import LARGE, Engine, Looking
 from mose_ros.engine.scenery import Scenery
 
 SIZES = (0.5, 1.0, 1.5, 2.0)  # of a view's side, in the manifest's
@@ -75,13 +75,13 @@ def _points(axis: str, bundle: Bundle, made: Path) -> dict[str, tuple[Bundle, in
 
 def _axis(points: Mapping[str, tuple[Bundle, int]], plans: int, warmup: int) -> dict[str, Any]:
     engines = {
-        name: Engine(bundle, Scenery(bundle.manifest), views=views)
+        name: Engine(bundle, Scenery(bundle.manifest), Looking(views=views))
         for name, (bundle, views) in points.items()
     }
     took = turns.take_turns(engines, plans, warmup)
     found = {}
     for name, engine in engines.items():
-        runs = counting.watch(engine.bundle, engine.scenery.first(PRACTICE))
+        runs = counting.watch(engine)
         costs = counting.stage_costs(engine.bundle, runs)
         large = [sum(one.timings[stage] for stage in LARGE) for one in took[name]]
         found[name] = {

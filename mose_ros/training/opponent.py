@@ -21,10 +21,11 @@ import torch
 from mose_ros.core import action
 from mose_ros.core.provenance import versions
 from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.contestants import Looking
 from mose_ros.engine.opponents import serve
 from mose_ros.engine.scenery import Scenery
 from mose_ros.engine.turns import Turn
-from mose_ros.engine.view_router import ViewRouter
+from mose_ros.engine.view_router import MODES
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training.graphs import PARTS
 from mose_ros.training.parity import Reference
@@ -63,10 +64,10 @@ class TorchSession:
 class Torch:
     """A policy in PyTorch: from the cameras' pictures to the trajectory."""
 
-    def __init__(self, driver: MoseDriver, bundle: Bundle, scenery: Scenery):
+    def __init__(self, driver: MoseDriver, bundle: Bundle, scenery: Scenery, looking: Looking):
         own = {**vars(bundle), 'driver': driver}
         self._manifest, self._scenery = bundle.manifest, scenery
-        self._router = ViewRouter(TorchBundle(**own))
+        self._router = looking.router(TorchBundle(**own))
         self._reference = Reference(driver, bundle.manifest, bundle.tokenizer())
 
     def plan(self, index: int) -> Turn:
@@ -92,7 +93,8 @@ def start(options) -> tuple[Mapping[str, Any], Callable[[int], Turn]]:
     if options.kind == 'compile':
         compiled(driver)
     scenery = Scenery(m, clip=options.clip)
-    policy = Torch(driver, bundle, scenery)
+    looking = Looking(views=options.views, mode=options.mode, force_view=options.view)
+    policy = Torch(driver, bundle, scenery, looking)
     begin = perf_counter()
     practice = [policy.plan(index).ms for index in range(len(scenery) + 4)]
     facts = {
@@ -132,6 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument('--checkpoint', type=Path, required=True, help='of the same weights')
     parser.add_argument('--threads', type=int, default=2)
     parser.add_argument('--clip', default='', help='folder of a recorded clip (default: noise)')
+    parser.add_argument('--views', type=int, default=0, help='how many (default: the manifest)')
+    parser.add_argument('--mode', choices=MODES, default='learned', help='of choosing views')
+    parser.add_argument('--view', default='', help='a view to look at whatever its score')
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     return serve(lambda: start(options))

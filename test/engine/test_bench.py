@@ -1,3 +1,4 @@
+import contextlib
 import json
 import shutil
 
@@ -10,7 +11,7 @@ from mose_ros.core.rig import CAMERAS
 from mose_ros.engine import counting, matches, memory, peaks, tables, twins
 from mose_ros.engine.__main__ import main
 from mose_ros.engine.bundle import Bundle
-from mose_ros.engine.contestants import Engine, Graph
+from mose_ros.engine.contestants import Engine, Graph, Looking
 from mose_ros.engine.scenery import Scenery
 
 
@@ -64,7 +65,7 @@ def test_ways_of_choosing_are_held_against_a_constant_one(folder, tmp_path):
     found = json.loads(path.read_text())['expert_selection']
     assert found['constant']['ratio'] == 1.0 and 0.2 < found['if']['ratio'] < 5
     bundle = Bundle.open(folder, backend='onnxruntime')
-    runs = dict(counting.watch(bundle, [Scenery(bundle.manifest)(0)]))
+    runs = dict(counting.watch(Engine(bundle, Scenery(bundle.manifest))))
     graph = Graph(ways / 'if.onnx', 1, 3, tokens=9, known=runs['prefill'])
     graph.plan(4)
     assert graph._inputs['skill_override'].tolist() == [1, 1, 1]  # 4 of 3 experts
@@ -142,6 +143,59 @@ def test_scenery_shows_a_clip_or_noise_that_is_the_same_for_all(tmp_path):
     (tmp_path / 'camera/rgb_back/00000.png').unlink()
     with pytest.raises(ValueError, match='rgb_back/00000.png cannot be read'):
         Scenery(m, clip=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('looking', 'count'),
+    [
+        (Looking(), 2),
+        (Looking(views=4), 4),
+        (Looking(force_view='back'), 2),
+        (Looking(mode='all'), 6),
+        (Looking(mode='fixed'), 1),
+    ],
+)
+def test_all_that_are_compared_look_at_the_same_views(
+    folder, tmp_path, monkeypatch, looking, count
+):
+    commands = []
+
+    class Rival:
+        facts = {}
+
+        def __init__(self, name, command):
+            commands.append(command)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(matches, 'Opponent', Rival)
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    setting = matches.Setting(
+        bundle=bundle,
+        scenery=Scenery(bundle.manifest),
+        looking=looking,
+        tokens=9,
+        clip='',
+        made=tmp_path,
+        checkpoint=tmp_path,
+        int8=folder,
+    )
+    with contextlib.ExitStack() as stack:
+        theirs = matches.join('int8', setting, stack).field['int8']
+        matches.join('torch_eager', setting, stack)
+    seen = theirs.plan(0).views
+    assert len(seen) == count and (looking.force_view in ('', *seen))
+    runs = dict(counting.watch(theirs))
+    assert len(runs['vision']['views']) == count  # what is counted is what is done
+    at = commands[0].index('--views')
+    assert commands[0][at + 1 :: 2] == [str(looking.views), looking.mode, looking.force_view]
+
+
+def test_a_mode_that_gives_the_number_of_views_takes_none():
+    with pytest.raises(ValueError, match="in mode 'all' their number is given"):
+        Looking(views=2, mode='all')
+    assert Looking(views=2).views == 2
 
 
 def test_memory_that_grows_is_told_from_memory_that_is_flat():

@@ -6,6 +6,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engine import bundles
 from mose_ros.engine import counting, peaks
 from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.contestants import Engine
 from mose_ros.engine.scenery import Scenery
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
@@ -94,8 +95,7 @@ def test_a_product_that_cannot_be_counted_is_not_left_out(tmp_path):
 
 def test_a_bundles_stages_are_those_of_its_runs(tmp_path):
     bundle = Bundle.open(bundles.make_bundle(tmp_path / 'known'), backend='onnxruntime')
-    scenery = Scenery(bundle.manifest)
-    runs = counting.watch(bundle, [scenery(0), scenery(1)])
+    runs = counting.watch(Engine(bundle, Scenery(bundle.manifest)))
     assert [graph for graph, _ in runs] == [
         *('view_router', 'vision', 'prefill', *['action'] * bundle.manifest.num_steps, 'decode')
     ]

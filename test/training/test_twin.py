@@ -14,7 +14,7 @@ from engine import bundles  # noqa: E402
 from mose_ros.core.bundle import Manifest  # noqa: E402
 from mose_ros.engine import counting  # noqa: E402
 from mose_ros.engine.bundle import Bundle  # noqa: E402
-from mose_ros.engine.contestants import Engine  # noqa: E402
+from mose_ros.engine.contestants import Engine, Looking  # noqa: E402
 from mose_ros.engine.scenery import Scenery  # noqa: E402
 from mose_ros.engine.session import open_session  # noqa: E402
 from mose_ros.engine.turns import apart  # noqa: E402
@@ -65,7 +65,7 @@ def test_a_twin_has_the_bundles_shape_and_is_made_once(source, made):
 def test_a_decoder_costs_what_counting_by_hand_says(made):
     bundle = Bundle.open(made / 'bundle', backend='onnxruntime')
     scenery = Scenery(bundle.manifest)
-    runs = counting.watch(bundle, [scenery(0)])
+    runs = counting.watch(Engine(bundle, scenery))
     tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
     decoder = modeling_config.PRESETS['nano'].decoder
     width, inner = decoder.width, decoder.kv_heads * decoder.head_dim
@@ -78,14 +78,22 @@ def test_a_decoder_costs_what_counting_by_hand_says(made):
     assert counted != pytest.approx(by_hand - ffn, rel=0.02)
 
 
-def test_pytorch_as_an_opponent_answers_as_the_engine_does(source, made):
+@pytest.mark.parametrize('looking', [Looking(), Looking(views=3, force_view='back')])
+def test_pytorch_as_an_opponent_answers_as_the_engine_does(source, made, looking):
     options = argparse.Namespace(
-        kind='eager', bundle=made / 'bundle', checkpoint=made / 'checkpoint', threads=1, clip=''
+        kind='eager',
+        bundle=made / 'bundle',
+        checkpoint=made / 'checkpoint',
+        threads=1,
+        clip='',
+        views=looking.views,
+        mode=looking.mode,
+        view=looking.force_view,
     )
     facts, plan = opponent.start(options)
     assert facts['versions']['torch'] and 'compile_s' not in facts
     bundle = Bundle.open(made / 'bundle', backend='onnxruntime')
-    ours = Engine(bundle, Scenery(bundle.manifest))
+    ours = Engine(bundle, Scenery(bundle.manifest), looking)
     answers = [[one(index) for index in range(PLANS)] for one in (ours.plan, plan)]
     found = apart(*answers)
     assert found['trajectory_max_m'] < 1e-3 and found['views_equal_share'] == 1.0
