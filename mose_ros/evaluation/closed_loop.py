@@ -19,7 +19,7 @@ from tqdm import tqdm
 from mose_ros.core.bundle import Manifest
 from mose_ros.core.control import TrajectoryTracker
 from mose_ros.core.files import write_json
-from mose_ros.core.types import FAMILIES, Observation, Plan, Policy, Scene, Trajectory
+from mose_ros.core.types import FAMILIES, EgoState, Observation, Plan, Policy, Scene, Trajectory
 from mose_ros.evaluation import report
 from mose_ros.evaluation.provenance import Store, identity, provenance
 from mose_ros.sim.expert import Expert
@@ -107,14 +107,14 @@ def drive(
     started = time.monotonic()
     scene, tracker = world.reset(family, seed), TrajectoryTracker()
     policy.reset()
-    steps, took = [_metric_step(scene)], []
+    steps, took = [_metric_step(scene.ego)], []
     while not world.outcome.done:
         observation = world.observation() if sees else _blind(scene)
         before = time.perf_counter()
         plan = policy.plan(observation, scene)
         took.append(1e3 * (time.perf_counter() - before))
         scene = world.step(tracker.command(plan.trajectory, scene.ego.speed))
-        steps.append(_metric_step(scene))
+        steps.append(_metric_step(scene.ego))
     outcome = world.outcome
     return {
         'family': family,
@@ -145,15 +145,14 @@ def _percentile(values: Sequence[float], percent: float) -> float:
     return float(np.percentile(values, percent)) if len(values) else 0.0
 
 
-def _metric_step(scene: Scene) -> dict[str, list[float]]:
-    """Return a step of Bench2Drive's metric_info.json: CARLA's left-handed world, degrees, but rad/s."""
-    ego = scene.ego
+def _metric_step(ego: EgoState) -> dict[str, list[float]]:
+    """Return a step of Bench2Drive's metric_info.json: CARLA's left-handed world, degrees and deg/s."""
     cos, sin = float(np.cos(ego.yaw)), float(np.sin(ego.yaw))
     across = ego.speed * ego.yaw_rate  # to the left
     acceleration = (ego.acceleration * cos - across * sin, ego.acceleration * sin + across * cos)
     values = {
         'acceleration': (acceleration[0], -acceleration[1], 0.0),
-        'angular_velocity': (0.0, 0.0, -ego.yaw_rate),
+        'angular_velocity': (0.0, 0.0, -float(np.degrees(ego.yaw_rate))),
         'forward_vector': (cos, -sin, 0.0),
         'right_vector': (sin, cos, 0.0),
         'location': (ego.x, -ego.y, 0.0),

@@ -2,7 +2,8 @@
 
 Routes that are missing count as zero: sums are divided by the number of routes of the benchmark, never by the number of
 records (Bench2Drive's own instruction). Comfort follows nuPlan's limits as Bench2Drive applies them, `official`; `corrected` takes the
-true time between samples and derives the yaw acceleration, which the official code forgets.
+true time between samples, derives the yaw acceleration, which the official code forgets, and takes the yaw rate for what it is: CARLA's
+degrees per second, which the official code holds against a limit in rad/s, unwrapped as if they were headings.
 """
 
 import json
@@ -207,7 +208,7 @@ def efficiency(records: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def comfort(steps: Sequence[Mapping[str, Any]], dt: float, corrected: bool = False) -> float:
-    """Return the share of comfortable chunks of a route's steps; `dt` seconds between them."""
+    """Return the share of comfortable chunks of a route's steps; `dt` seconds between them, angular velocities in deg/s."""
     acceleration = np.array([step['acceleration'] for step in steps], float)[:, :2]
     forward = np.array([step['forward_vector'] for step in steps], float)[:, :2]
     right = np.array([step['right_vector'] for step in steps], float)[:, :2]
@@ -227,7 +228,7 @@ def comfort(steps: Sequence[Mapping[str, Any]], dt: float, corrected: bool = Fal
 def _is_comfortable(lengthwise, sideways, yaw_rate, dt: float, corrected: bool) -> bool:
     along, across = smooth(lengthwise, dt), smooth(sideways, dt)
     size = smooth(np.hypot(lengthwise, sideways), dt)
-    turning = smooth(yaw_rate, dt)
+    turning = smooth(np.radians(yaw_rate) if corrected else np.unwrap(yaw_rate), dt)
     yaw_acceleration = smooth(turning, dt, derivative=corrected)
     return bool(
         (along > -4.05).all()

@@ -32,6 +32,15 @@ def test_constant_velocity_follows_the_navigation():
     assert away.min() < 0.7 and trajectory.xy[-1, 1] > 2
 
 
+def test_a_step_of_the_metrics_is_carlas():
+    ego = EgoState(x=1.0, y=2.0, yaw=np.pi / 2, speed=4.0, acceleration=1.0, yaw_rate=0.5)
+    step = closed_loop._metric_step(ego)
+
+    assert step['angular_velocity'] == [0.0, 0.0, pytest.approx(-28.6479)]  # deg/s, clockwise
+    assert step['rotation'] == [0.0, -90.0, 0.0] and step['location'] == [1.0, -2.0, 0.0]
+    assert step['acceleration'] == [-2.0, -1.0, 0.0]
+
+
 def test_seeds_that_the_expert_fails_are_left_out_for_all(monkeypatch):
     def drive_all(policy, jobs, config):
         for job in jobs:

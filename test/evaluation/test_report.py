@@ -85,9 +85,24 @@ def test_comfort_counts_chunks_of_twenty():
     assert report.comfort(steps(gentle[:5]), 0.1) == 1.0
     assert report.comfort(steps(hard), 0.1) == 0.0
     still = np.zeros(20)
-    swerve = 0.9 * np.sin(np.linspace(0, 4 * np.pi, 20))  # rad/s
+    swerve = 0.9 * np.sin(np.linspace(0, 4 * np.pi, 20))
     assert report.comfort(steps(still, swerve), 0.1) == 1.0  # the official code does not look
-    assert report.comfort(steps(still, swerve), 0.1, corrected=True) == 0.0
+    assert report.comfort(steps(still, np.degrees(swerve)), 0.1, corrected=True) == 0.0
+
+
+def test_yaw_rates_are_degrees_a_second_which_the_official_code_takes_for_radians():
+    still = np.zeros(20)
+
+    def comforts(yaw_rate):
+        return [
+            report.comfort(steps(still, yaw_rate), 0.1, corrected=one) for one in (False, True)
+        ]
+
+    assert comforts(np.full(20, 20.0)) == [0.0, 1.0]  # 0.35 rad/s
+    assert comforts(np.full(20, 60.0)) == [0.0, 0.0]  # 1.05 rad/s
+    turns_in = np.repeat([0.0, 6.28], 10)
+    assert comforts(turns_in) == [1.0, 1.0]  # to the official code a turn by 2 pi is none
+    assert comforts(turns_in / 2) == [0.0, 1.0]
 
 
 def test_a_file_of_ours_is_a_file_of_the_leaderboard(tmp_path):
