@@ -55,15 +55,23 @@ class Staging:
     outputs: Mapping[str, Port]
     sizes: Mapping[str, tuple[int | str, ...]]  # of the inputs
     stages: Sequence[Stage]
-    known: ModelProto | None  # computes the decisions that follow from the inputs alone
+    decide: 'Known'
 
-    def decide(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the decisions that follow from the inputs alone."""
-        if self.known is None:
+
+class Known:
+    """What follows from a graph's inputs alone; reckoned on the host, at each run."""
+
+    def __init__(self, model: ModelProto | None):
+        """Take the graph that reckons, None where there is nothing to be known."""
+        self._evaluator = None if model is None else ReferenceEvaluator(model)
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Return the decisions by the inputs of a run."""
+        if self._evaluator is None:
             return {}
-        names = [one.name for one in self.known.graph.output]
-        asked = {one.name: inputs[one.name] for one in self.known.graph.input}
-        return dict(zip(names, ReferenceEvaluator(self.known).run(names, asked), strict=True))
+        names = self._evaluator.output_names
+        asked = {name: inputs[name] for name in self._evaluator.input_names}
+        return dict(zip(names, self._evaluator.run(names, asked), strict=True))
 
 
 def cut(path: str | Path) -> Staging:
@@ -96,7 +104,7 @@ class _Cutter:
             outputs={one.name: port_of(one) for one in graph.outputs},
             sizes={one.name: sizes_of(one) for one in graph.inputs},
             stages=[self._part(number, nodes) for number, nodes in enumerate(steps)],
-            known=self._known(),
+            decide=Known(self._known()),
         )
 
     def _reads(self, node: NodeProto) -> Iterator[str]:

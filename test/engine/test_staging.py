@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engine.fake_tensorrt import WEIGHTS
 from mose_ros import engine
-from mose_ros.engine import scenery, session
+from mose_ros.engine import scenery, session, staging
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.onnx_graph import Uncut, size_of
@@ -168,6 +168,21 @@ def test_layers_of_a_level_share_one_decision_and_every_expert_answers_as_before
         assert set(a['chosen']) == {3 if forced < 0 else forced}
         seen.append(b['y'][0].tobytes())
     assert len(set(seen)) == EXPERTS + 1
+
+
+def test_what_is_known_from_the_inputs_is_reckoned_by_one_evaluator(monkeypatch):
+    made = []
+
+    class Counted(staging.ReferenceEvaluator):
+        def __init__(self, model):
+            made.append(model)
+            super().__init__(model)
+
+    monkeypatch.setattr(staging, 'ReferenceEvaluator', Counted)
+    found = cut(TINY / 'decode.onnx')
+    known = [found.decide({'skills': np.full(3, one)}) for one in (1, 2)]
+    assert len(made) == 1
+    assert [{value.item() for value in one.values()} for one in known] == [{1}, {2}]
 
 
 def test_layers_of_different_levels_have_decisions_of_their_own(tmp_path):
