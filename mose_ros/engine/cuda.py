@@ -7,7 +7,9 @@ JetPack, and libcudart changes its name with each of them. TensorRT and this mod
 
 import ctypes
 import functools
+import hashlib
 import logging
+import threading
 import weakref
 
 import numpy as np
@@ -137,6 +139,8 @@ class Device:
         self.architecture = f'{major}.{minor}'  # SM
         version = self._get('cuDriverGetVersion', ctypes.c_int())
         self.cuda = f'{version // 1000}.{version % 1000 // 10}'  # what the driver speaks
+        self._constants = weakref.WeakValueDictionary()  # by the sha256 of their bytes
+        self._holding = threading.Lock()
         self._context = self._get('cuDevicePrimaryCtxRetain', _POINTER(), handle)
         self.activate()
 
@@ -163,6 +167,20 @@ class Device:
         buffer = HostBuffer(address, nbytes)
         weakref.finalize(buffer, self._release, 'cuMemFreeHost', address)
         return buffer
+
+    def constant(self, value: np.ndarray, stream: 'Stream') -> 'DeviceBuffer':
+        """Return memory on the GPU with these bytes, which nobody changes: one piece for all who ask for the same."""
+        key = value.nbytes, hashlib.sha256(np.ascontiguousarray(value)).digest()
+        with self._holding:
+            buffer = self._constants.get(key)
+            if buffer is None:
+                source = self.allocate_host(value.nbytes)  # is given back at once
+                np.copyto(source.view(value.dtype, value.shape), value)
+                buffer = self.allocate(value.nbytes)
+                stream.upload(buffer.address, source, value.nbytes)
+                stream.wait()
+                self._constants[key] = buffer
+            return buffer
 
     def open_stream(self, *, background: bool = False) -> 'Stream':
         """Return a queue of work; one in the background yields to all that are not."""

@@ -5,7 +5,7 @@ The weights of all experts lie on the GPU from the start; to take another one is
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,20 +68,35 @@ def _shapes(found, stage, build: Build) -> dict:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """A stage as it is run."""
+
+    part: Session
+    inputs: Sequence[str]  # but for the weights
+    outputs: Sequence[str]
+    experts: Mapping[str, tuple[str, Sequence[Resident]]]  # by input: decision, weights of each
+
+
 class StagedSession:
     """A graph whose stages are sessions of their own; from outside it is one."""
 
     def __init__(self, path: Path, staging, parts: Sequence[Session]):
-        self.path, self._staging, self._parts = path, staging, parts
+        """Put the weights of all experts on the GPU; of the staging nothing large is kept."""
+        self.path, self._decide = path, staging.decide
         self.inputs: Mapping[str, Port] = staging.inputs
         self.outputs: Mapping[str, Port] = staging.outputs
-        pairs = list(zip(staging.stages, parts, strict=True))
-        self._experts = [
-            {
-                name: [part.hold(name, value) for value in choice.values]
-                for name, choice in stage.choices.items()
-            }
-            for stage, part in pairs
+        self._steps = [
+            _Step(
+                part=part,
+                inputs=[name for name in stage.inputs if name not in stage.choices],
+                outputs=stage.outputs,
+                experts={
+                    name: (choice.decision, [part.hold(name, value) for value in choice.values])
+                    for name, choice in stage.choices.items()
+                },
+            )
+            for stage, part in zip(staging.stages, parts, strict=True)
         ]
         # numbers and flags pass through the host, where the decisions are read
         self._crossing = {
@@ -104,15 +119,13 @@ class StagedSession:
         foreign = [name for name in keep if name not in self.outputs]
         if foreign:
             raise ValueError(f'{self.path.name}: {", ".join(foreign)} cannot be kept')
-        values = {**inputs, **self._staging.decide(inputs)}
-        for stage, part, experts in zip(
-            self._staging.stages, self._parts, self._experts, strict=True
-        ):
-            feed = {name: values[name] for name in stage.inputs if name not in experts}
-            for name, choice in stage.choices.items():
-                feed[name] = experts[name][self._number(choice, values[choice.decision])]
-            kept = [name for name in stage.outputs if name in keep or name in self._crossing]
-            values.update(part.run(feed, keep=kept))
+        values = {**inputs, **self._decide(inputs)}
+        for step in self._steps:
+            feed = {name: values[name] for name in step.inputs}
+            for name, (decision, weights) in step.experts.items():
+                feed[name] = self._expert(weights, decision, values[decision])
+            kept = [name for name in step.outputs if name in keep or name in self._crossing]
+            values.update(step.part.run(feed, keep=kept))
         return {
             name: values[name] if name in keep else _on_host(values[name]) for name in self.outputs
         }
@@ -121,18 +134,16 @@ class StagedSession:
         """Return an input's value on the GPU, its parts joined along the input's dynamic axis."""
         if name not in self.inputs:
             raise ValueError(f'{self.path.name} has no input {name}')
-        for stage, part in zip(self._staging.stages, self._parts, strict=True):
-            if name in stage.inputs:
-                return part.hold(name, *parts)
+        for step in self._steps:
+            if name in step.inputs:
+                return step.part.hold(name, *parts)
         raise ValueError(f'{self.path.name}: {name} is read on the host; hand it over as it is')
 
-    def _number(self, choice, decision: np.ndarray) -> int:
-        number = int(np.asarray(decision).reshape(()))
-        if not 0 <= number < len(choice.values):
-            raise BackendError(
-                f'{self.path}: {choice.decision} names expert {number} of {len(choice.values)}'
-            )
-        return number
+    def _expert(self, weights: Sequence[Resident], decision: str, chosen: np.ndarray) -> Resident:
+        number = int(np.asarray(chosen).reshape(()))
+        if not 0 <= number < len(weights):
+            raise BackendError(f'{self.path}: {decision} names expert {number} of {len(weights)}')
+        return weights[number]
 
 
 def _on_host(value: np.ndarray | Resident) -> np.ndarray:

@@ -38,12 +38,18 @@ _log = logging.getLogger(__name__)
 
 
 class DeviceArray:
-    """A value on the GPU that never changes; its memory is used again once nobody holds it."""
+    """A value of an input or output on the GPU that never changes; its memory is used again once nobody holds it."""
 
-    def __init__(self, pool: _Pool, dtype: np.dtype, shape: tuple[int, ...]):
-        self._pool, self._buffer = pool, pool.take()
-        self.address, self.dtype, self.shape = self._buffer.address, dtype, shape
-        weakref.finalize(self, pool.give, self._buffer)
+    def __init__(
+        self,
+        session: TensorRTSession,
+        name: str,
+        buffer: cuda.DeviceBuffer,
+        dtype: np.dtype,
+        shape: tuple[int, ...],
+    ):
+        self._session, self.name, self._buffer = session, name, buffer
+        self.address, self.dtype, self.shape = buffer.address, dtype, shape
 
     @property
     def ndim(self) -> int:
@@ -57,7 +63,7 @@ class DeviceArray:
 
     def numpy(self) -> np.ndarray:
         """Return a copy on the host."""
-        return self._pool.session.fetch(self)
+        return self._session.fetch(self)
 
 
 class TensorRTSession:
@@ -148,9 +154,12 @@ class TensorRTSession:
     def hold(self, name: str, *parts: np.ndarray | DeviceArray) -> DeviceArray:
         """Return an input's value on the GPU, its parts joined along the input's dynamic axis, without the host.
 
-        To choose one of several held values costs an address and no copy.
+        To choose one of several held values costs an address and no copy. Values of an input without such an axis, as
+        weights are, lie there once for all sessions that hold the same.
         """
         axis = join_axis(self.path.name, name, self.inputs[name], parts)
+        if None not in self.inputs[name].shape:
+            return self._hold_constant(name, parts[0])
         length = sum(part.shape[axis] for part in parts)
         shape = (*parts[0].shape[:axis], length, *parts[0].shape[axis + 1 :])
         largest = self._limits[name][1]
@@ -171,11 +180,19 @@ class TensorRTSession:
             self._stream.wait()
             return joined
 
+    def _hold_constant(self, name, value):
+        if isinstance(value, DeviceArray):
+            return value
+        with self._lock:
+            self._gpu.activate()
+            buffer = self._gpu.constant(value, self._stream)
+        return DeviceArray(self, name, buffer, value.dtype, tuple(value.shape))
+
     def fetch(self, value: DeviceArray) -> np.ndarray:
         """Return a copy on the host of a value that this session made."""
         with self._lock:
             self._gpu.activate()
-            stage = self._stage(value._pool.name)
+            stage = self._stage(value.name)
             self._stream.download(stage, value.address, value.nbytes)
             self._stream.wait()
             return stage.view(value.dtype, value.shape).copy()
@@ -247,7 +264,7 @@ class TensorRTSession:
     def _new(self, name, dtype, shape):
         if name not in self._pools:
             self._pools[name] = _Pool(self, name, self._largest(name))
-        return DeviceArray(self._pools[name], dtype, shape)
+        return self._pools[name].new(dtype, shape)
 
     def _infer(self, shapes, addresses):
         """Tell the context the inputs' shapes and return the outputs' places."""
@@ -338,18 +355,18 @@ class _Pool:
     """Memory for the values of one input or output, each piece as large as the largest of them."""
 
     def __init__(self, session: TensorRTSession, name: str, size: int):
-        self.session, self.name, self._size = session, name, size
+        self._session, self._name, self._size = session, name, size
         self._free: list[cuda.DeviceBuffer] = []
 
-    def take(self):
-        """Return a piece, the last one given back: the same address as in the last run, where nobody kept that."""
+    def new(self, dtype, shape) -> DeviceArray:
+        """Return a value in the last piece given back: the same address as in the last run, where nobody kept that."""
         try:
-            return self._free.pop()
+            buffer = self._free.pop()
         except IndexError:
-            return self.session._gpu.allocate(self._size)
-
-    def give(self, buffer):
-        self._free.append(buffer)
+            buffer = self._session._gpu.allocate(self._size)
+        value = DeviceArray(self._session, self._name, buffer, dtype, shape)
+        weakref.finalize(value, self._free.append, buffer)
+        return value
 
 
 def _nbytes(dtype, shape):

@@ -1,8 +1,10 @@
 """Graphs without conditions: cut at the decisions of their routers, they answer as they did, whichever expert is chosen."""
 
 import builtins
+import gc
 import logging
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +309,47 @@ def test_the_weights_of_all_experts_lie_on_the_gpu(machine, monkeypatch):
             decode.run({**rest, 'skills': skills})
     with pytest.raises(ValueError, match='read on the host'):
         decode.hold('skills', np.zeros(3, np.int64))
+
+
+def test_each_expert_is_held_once(machine, monkeypatch):
+    """Not on the host beside the GPU, and not by each of the graphs that choose of the same experts."""
+    alive = []
+
+    def watched(path):
+        found = cut(path)
+        choices = [c for stage in found.stages for c in stage.choices.values()]
+        alive.extend(weakref.ref(value) for c in choices for value in c.values)
+        return found
+
+    monkeypatch.setattr(staging, 'cut', watched)
+    driver, _ = machine()
+    bundle = Bundle.open(TINY, backend='tensorrt')
+    choices = [c for stage in cut(TINY / 'decode.onnx').stages for c in stage.choices.values()]
+    experts = sum(value.nbytes for choice in choices for value in choice.values)
+    decode = bundle.session('decode')
+    gc.collect()
+    assert alive and not any(one() is not None for one in alive)
+    rest = 2**16  # contexts' memory
+    assert experts <= driver.used() < experts + rest
+    prefill = bundle.session('prefill')  # another graph with the same experts
+    gc.collect()
+    assert driver.used() < experts + 5 * rest
+    action = bundle.session('action')  # has its own
+    assert driver.used() > experts + 10 * rest
+    del prefill, action
+    gc.collect()
+    m = bundle.manifest  # what the one let go the other still has
+    past = np.zeros((m.num_layers, 1, m.num_kv_heads, 40, m.head_dim), np.float32)
+    inputs = {
+        'input_ids': np.zeros((1, 1), np.int64),
+        'position_ids': np.full((3, 1, 1), 40),
+        'past_k': past,
+        'past_v': past,
+        'skills': np.full(3, 1),
+    }
+    on_onnx = session.open_session(TINY / 'decode.onnx', backend='onnxruntime')
+    answers = [opened.run(inputs)['logits'] for opened in (decode, on_onnx)]
+    assert np.abs(answers[0] - answers[1]).max() < 1e-4
 
 
 def test_engines_of_stages_are_kept_each_for_itself(machine, tmp_path, caplog):
