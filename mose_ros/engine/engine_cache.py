@@ -104,44 +104,13 @@ class Slot:
 
     @contextlib.contextmanager
     def locked(self, patience: float = PATIENCE) -> Iterator[None]:
-        """Hold the slot against other processes and threads.
-
-        The kernel's lock dies with its holder, so one left behind by a crash holds nobody up; the file itself stays.
-        """
-        try:
-            file = open(self.lock_file, 'a+', encoding='ascii')  # noqa: SIM115 - closed below
-        except OSError as error:
-            raise self._unwritable(error) from None
-        with file:
-            self._wait(file, patience)
-            with contextlib.suppress(OSError):  # the name of the holder is only a courtesy
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-            yield
-
-    def _wait(self, file, patience):
-        start = told = time.monotonic()
-        while True:
+        """Hold the slot against other processes and threads, as `locked` does."""
+        with contextlib.ExitStack() as stack:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
+                stack.enter_context(locked(self.lock_file, self.engine.name, patience))
             except OSError as error:
                 raise self._unwritable(error) from None
-            else:
-                return
-            file.seek(0)
-            holder = f'process {file.read() or "unknown"}'
-            now = time.monotonic()
-            if now - start > patience:
-                raise BackendError(
-                    f'{holder} has held {self.lock_file} for {patience:.0f} s; if it hangs, end it'
-                )
-            if told == start or now - told > 30:
-                _log.info('%s builds %s; waiting for it', holder, self.engine.name)
-                told = now
-            time.sleep(min(0.2, patience))
+            yield
 
     def _read_header(self):
         try:
@@ -165,6 +134,39 @@ class Slot:
             f'{self.engine} cannot be kept: {error.strerror or error}{space}; make room, or '
             f'name another folder with --engines or {VARIABLE}'
         )
+
+
+@contextlib.contextmanager
+def locked(path: Path, what: str, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold a file against other processes and threads; OSError where it cannot be, BackendError when patience ends.
+
+    The kernel's lock dies with its holder, so one left behind by a crash holds nobody up; the file itself stays.
+    """
+    with open(path, 'a+', encoding='ascii') as file:
+        _wait(file, what, patience)
+        with contextlib.suppress(OSError):  # the name of the holder is only a courtesy
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
+
+
+def _wait(file, what, patience):
+    start = told = time.monotonic()
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.seek(0)
+        holder = f'process {file.read() or "unknown"}'
+        now = time.monotonic()
+        if now - start > patience:
+            raise BackendError(
+                f'{holder} has held {file.name} for {patience:.0f} s; if it hangs, end it'
+            )
+        if told == start or now - told > 30:
+            _log.info('%s builds %s; waiting for it', holder, what)
+            told = now
+        time.sleep(min(0.2, patience))
 
 
 def _seal(header: Mapping) -> str:

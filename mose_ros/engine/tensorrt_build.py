@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import json
 import logging
 import time
 from collections import Counter
@@ -132,21 +133,31 @@ def open_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.ICudaEngine,
 
 
 def make_recipe(build: Build, gpu: Device) -> dict[str, str]:
-    """Return all that decides whether an engine may be used: name -> value, as text."""
+    """Return all that decides whether an engine may be used: name -> value, as text.
+
+    How much memory the builder had does not: with less it finds other kernels, which compute the same.
+    """
     return {
-        **{f'sha256 of {name}': digest for name, digest in build.files.items()},
-        **({'part': hashlib.sha256(build.model).hexdigest()} if build.model else {}),
+        **_source(build),
         'TensorRT': load().__version__,
         'CUDA': gpu.cuda,
         'GPU': gpu.name,
         'GPU architecture': gpu.architecture,
+        'builder': f'strongly typed, no TF32, level {LEVEL}',
+    }
+
+
+def _source(build: Build) -> dict[str, str]:
+    """Return the part of the recipe that is the bundle's: it tells engines apart that may lie side by side."""
+    return {
+        **{f'sha256 of {name}': digest for name, digest in build.files.items()},
+        **({'part': hashlib.sha256(build.model).hexdigest()} if build.model else {}),
         'precision': build.precision,
         **{
             f'shapes of {name}': ' '.join('x'.join(map(str, shape)) for shape in shapes)
             for name, shapes in build.shapes.items()
         },
         **{f'values of {name}': f'{low} to {high}' for name, (low, high) in build.values.items()},
-        'builder': f'strongly typed, no TF32, level {LEVEL}, workspace {build.workspace} bytes',
     }
 
 
@@ -156,14 +167,15 @@ def graph_name(path: Path, build: Build) -> str:
 
 
 def make_slot(path: Path, build: Build, gpu: Device) -> Slot:
-    """Return where a graph's engine is kept: precisions and architectures lie side by side."""
+    """Return where a graph's engine is kept: architectures, and bundles in folders of one name, lie side by side."""
     folder = build.folder or engine_cache.default_folder()
-    name = f'{graph_name(path, build)}.{build.precision}.sm{gpu.architecture}'
+    digest = hashlib.sha256(json.dumps(_source(build), sort_keys=True).encode()).hexdigest()[:8]
+    name = f'{graph_name(path, build)}.{build.precision}.sm{gpu.architecture}.{digest}'
     return Slot(folder, f'{path.resolve().parent.name}/{name}')
 
 
 def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory, dict]:
-    """Return the serialized engine of an ONNX file and notes: its control flow, and the seconds that it took."""
+    """Return the serialized engine of an ONNX file and notes: its control flow, what the build took and might take."""
     trt, started = load(), time.monotonic()
     gpu.activate()
     listener().take_errors()
@@ -205,7 +217,11 @@ def build_engine(path: Path, build: Build, gpu: Device) -> tuple[trt.IHostMemory
     _write_timings(config, timing_file)
     seconds = round(time.monotonic() - started, 1)
     _log.info('%s: built in %.1f s, %.1f MB', graph_name(path, build), seconds, plan.nbytes / 1e6)
-    return plan, {'control_flow': _control_flow(network), 'seconds': seconds}
+    return plan, {
+        'control_flow': _control_flow(network),
+        'seconds': seconds,
+        'workspace': build.workspace,
+    }
 
 
 def _profile(
@@ -325,7 +341,9 @@ def _write_timings(config: trt.IBuilderConfig, path: Path) -> None:
         return
     data: trt.IHostMemory = timings.serialize()
     try:
-        write_bytes(path, memoryview(data), lasting=True)
+        # other graphs are built at the same time, under locks of their own
+        with engine_cache.locked(path.with_suffix('.lock'), path.name):
+            write_bytes(path, memoryview(data), lasting=True)
     except OSError as error:  # the engine counts; the next build is slower
         _log.warning('%s cannot be kept: %s', path, error)
 

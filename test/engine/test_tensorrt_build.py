@@ -4,10 +4,12 @@ Nothing here shows that TensorRT itself can build the graphs; see docs/performan
 """
 
 import errno
+import json
 import logging
 import shutil
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -30,16 +32,17 @@ def folder(tmp_path_factory):
 # building and keeping
 
 
-def test_an_engine_is_built_once(machine, folder, caplog):
+def test_an_engine_is_built_once(machine, folder, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     _, trt = machine()
     bundle = on_tensorrt(folder)
     bundle.session('vision')
-    assert 'vision.float32.sm8.7.engine is built anew: there is none yet' in caplog.text
+    [kept] = (tmp_path / 'engines/known').glob('vision.float32.sm8.7.*.engine')
+    assert f'{kept} is built anew: there is none yet' in caplog.text
     assert 'vision: Building engine' in caplog.text
     bundle.session('vision')
     assert len(trt.faults.builds) == 1
-    assert 'vision.float32.sm8.7.engine: from the cache' in caplog.text
+    assert f'{kept}: from the cache' in caplog.text
     bundle.session('action')
     assert len(trt.faults.builds) == 2
 
@@ -64,22 +67,29 @@ def test_another_machine_builds_its_own(machine, folder, caplog, now, reason):
     assert f'is built anew: {reason}' in caplog.text
 
 
-def test_another_bundle_workspace_or_size_builds_anew(machine, tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+def test_engines_of_other_bundles_and_sizes_lie_side_by_side(machine, tmp_path):
     _, trt = machine()
-    folder = bundles.make_bundle(tmp_path / 'known')
-    on_tensorrt(folder).session('prefill')
-    on_tensorrt(folder, workspace=1 << 20).session('prefill')
-    assert 'builder was strongly typed, no TF32, level 3, workspace 1073741824' in caplog.text
-    caplog.clear()
-    bundles.make_bundle(folder, max_prompt_tokens=90)
-    on_tensorrt(folder, workspace=1 << 20).session('prefill')
-    assert 'shapes of input_ids was 1x3 1x88 1x96, is 1x3 1x82 1x90' in caplog.text
-    caplog.clear()
-    bundles.make_bundle(folder, width=12, max_prompt_tokens=90)
-    on_tensorrt(folder, workspace=1 << 20).session('prefill')
-    assert 'sha256 of prefill.onnx was' in caplog.text
-    assert len(trt.faults.builds) == 4
+    changes = [{}, {'max_prompt_tokens': 90}, {'width': 12}]
+    folders = [
+        bundles.make_bundle(tmp_path / str(number) / 'bundle', **one)  # twins are called so
+        for number, one in enumerate(changes)
+    ]
+    for _ in range(2):
+        for folder in folders:
+            on_tensorrt(folder).session('prefill')
+    assert len(trt.faults.builds) == len(changes)
+    assert len(list((tmp_path / 'engines/bundle').glob('prefill.*.engine'))) == len(changes)
+
+
+def test_what_one_builds_with_less_memory_all_use(machine, folder, tmp_path, capsys):
+    _, trt = machine()
+    arguments = ['build', str(folder), '--backend', 'tensorrt', '--workspace', '512']
+    assert command.main(arguments) == 0
+    built = len(trt.faults.builds)
+    on_tensorrt(folder).session('vision')  # as a node does, which has no such parameter
+    assert len(trt.faults.builds) == built
+    [header] = (tmp_path / 'engines/known').glob('vision.*.json')
+    assert json.loads(header.read_text())['notes']['workspace'] == 512 << 20
 
 
 def test_external_data_is_part_of_the_recipe(machine, folder):
@@ -95,10 +105,10 @@ def test_a_damaged_engine_is_built_anew(machine, folder, tmp_path, caplog):
     _, trt = machine()
     bundle = on_tensorrt(folder)
     bundle.session('vision')
-    kept = tmp_path / 'engines' / 'known' / 'vision.float32.sm8.7.engine'
+    [kept] = (tmp_path / 'engines/known').glob('vision.*.engine')
     kept.write_bytes(kept.read_bytes()[:100])
     bundle.session('vision')
-    assert 'is built anew: vision.float32.sm8.7.engine has 100 of' in caplog.text
+    assert f'is built anew: {kept.name} has 100 of' in caplog.text
     assert len(trt.faults.builds) == 2
 
 
@@ -144,6 +154,29 @@ def test_timings_pass_from_build_to_build(machine, folder, tmp_path, caplog):
     bundle.session('decode')
     assert 'is of another TensorRT or GPU: it starts anew' in caplog.text
     assert kept.read_bytes() == b'+'
+
+
+def test_timings_are_written_by_one_at_a_time(machine, folder, tmp_path, monkeypatch):
+    machine()
+    bundle = on_tensorrt(folder)
+    write, inside, most = tensorrt_build.write_bytes, [], []
+
+    def slow(path, data, lasting=False):
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.2)
+        write(path, data, lasting)
+        inside.pop()
+
+    monkeypatch.setattr(tensorrt_build, 'write_bytes', slow)
+    threads = [
+        threading.Thread(target=bundle.session, args=(graph,)) for graph in ('vision', 'action')
+    ]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert most == [1, 1]
+    kept = {path.name for path in (tmp_path / 'engines').iterdir() if path.is_file()}
+    assert kept == {'timing.10.3.0.Fake_Orin.cache', 'timing.10.3.0.Fake_Orin.lock'}
 
 
 def test_build_only(machine, folder, tmp_path, capsys):
@@ -320,8 +353,8 @@ def test_a_full_disk_ends_the_build_with_nothing_half_written(
         disk.setattr('mose_ros.engine.engine_cache.os.fsync', full)
         with pytest.raises(BackendError, match='vision.*cannot be kept: No space left.*make room'):
             on_tensorrt(folder).session('vision')
-    kept = [path.suffix for path in (tmp_path / 'engines').rglob('*') if path.is_file()]
-    assert kept == ['.lock']
+    kept = {path.suffix for path in (tmp_path / 'engines').rglob('*') if path.is_file()}
+    assert kept == {'.lock'}
     on_tensorrt(folder).session('vision')
     assert len(trt.faults.builds) == 2
 
