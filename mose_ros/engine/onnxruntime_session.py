@@ -23,6 +23,12 @@ _DTYPES = {
     'tensor(bool)': np.dtype(np.bool_),
 }
 _MEMORIES = {'CUDA': 'cuda'}  # provider -> its memory, where that is not the host's
+_OPTIONS = {
+    'CUDA': {
+        'use_tf32': '0',  # float32 in the ONNX means float32, as on TensorRT
+        'cudnn_conv_algo_search': 'HEURISTIC',  # the default tries all, whenever a shape is new
+    }
+}
 _NO_MEMORY = re.compile(
     'std::bad_alloc|failed to allocate|cannot allocate|out of memory|not enough memory', re.I
 )
@@ -79,7 +85,7 @@ class OnnxRuntimeSession:
             self._session = onnxruntime.InferenceSession(
                 str(self.path),
                 options,
-                providers=[f'{provider}ExecutionProvider'],
+                providers=[(f'{provider}ExecutionProvider', _OPTIONS.get(provider, {}))],
                 enable_fallback=0,  # it would print, and try the same once more
             )
         except Exception as error:  # the runtime raises a dozen unrelated types

@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -97,6 +98,27 @@ def test_a_backend_that_does_not_exist_is_refused():
 def test_a_missing_provider_is_named_with_those_that_are_there(folder):
     with pytest.raises(session.BackendError, match="no provider 'ROCM', only .*CPU"):
         session.open_session(folder / 'vision.onnx', provider='ROCM')
+
+
+@pytest.mark.parametrize(
+    ('provider', 'options'),
+    [('CUDA', {'use_tf32': '0', 'cudnn_conv_algo_search': 'HEURISTIC'}), ('CPU', {})],
+)
+def test_float32_is_float32_on_a_gpu_too(folder, monkeypatch, provider, options):
+    """What is asked of ONNX Runtime: there is no GPU here."""
+    given, opened = [], onnxruntime.InferenceSession
+
+    def open_on_cpu(path, settings, providers, **rest):
+        given.extend(providers)
+        session = opened(path, settings, providers=['CPUExecutionProvider'], **rest)
+        monkeypatch.setattr(session, 'get_providers', lambda: [name for name, _ in providers])
+        return session
+
+    monkeypatch.setattr(onnxruntime, 'InferenceSession', open_on_cpu)
+    name = f'{provider}ExecutionProvider'
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: [name])
+    session.open_session(folder / 'vision.onnx', backend='onnxruntime', provider=provider)
+    assert given == [(name, options)]
 
 
 def changed(folder, change):
