@@ -2,15 +2,16 @@
 
 FLOPs are those of matrix products and convolutions, two for each multiply-add, in the branches that were taken; what is done
 element by element is not counted, as usual. Bytes are what the operators read and write, each for itself, after constants are
-folded and before operators are fused: what memory would see without caches. Needs no onnx package: the runtime's own
-profile names every executed operator with its shapes.
+folded and before operators are fused: what memory would see without caches. Only DequantizeLinear counts as one with what reads it, as
+all runtimes do it: weights of whole numbers are read as they are stored. Needs no onnx package: the runtime's own profile names every
+executed operator with its shapes.
 """
 
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ CONTROL = ('If', 'Loop', 'Scan')  # their bodies are in the profile too
 UNCOUNTED = ('Einsum', 'RNN', 'LSTM', 'GRU', 'ConvTranspose', 'DeformConv', 'Attention')
 _SIZES = {'bool': 1, 'int8': 1, 'uint8': 1, 'float16': 2, 'bfloat16': 2, 'int16': 2, 'uint16': 2}
 _SIZES |= {'float': 4, 'int32': 4, 'uint32': 4, 'double': 8, 'int64': 8, 'uint64': 8}
+_SIZES |= {'Int4x2': 0.5, 'UInt4x2': 0.5}  # shapes are of the numbers, not of the pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,19 @@ class Executed:
 
     @property
     def bytes(self) -> int:
-        """Return the bytes that are read and written."""
-        return sum(_SIZES.get(kind, 0) * prod(shape) for kind, shape in self._values())
+        """Return the bytes that are read and written; ValueError for a type whose size is not known.
 
-    def _values(self):
-        return [*self.inputs, *self.outputs]
+        Of DequantizeLinear what its reader will count is taken off, so that both together read what is stored.
+        """
+        read, written = _nbytes(self.inputs), _nbytes(self.outputs)
+        return read - written if self.op == 'DequantizeLinear' else read + written
+
+
+def _nbytes(values: Sequence[tuple[str, tuple[int, ...]]]) -> int:
+    unknown = [kind for kind, _ in values if kind not in _SIZES]
+    if unknown:
+        raise ValueError(f'the bytes of a tensor of {unknown[0]} cannot be counted')
+    return sum(ceil(_SIZES[kind] * prod(shape)) for kind, shape in values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +110,9 @@ def profile(
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if fused else levels.ORT_ENABLE_BASIC
     options.intra_op_num_threads = threads
+    options.add_session_config_entry(
+        'session.intra_op.allow_spinning', '0'
+    )  # as the engine runs it
     options.log_severity_level = 3
     options.enable_profiling = True
     if not fused:  # a packed weight has no shape in the profile

@@ -1,5 +1,6 @@
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -93,6 +94,39 @@ def test_a_product_that_cannot_be_counted_is_not_left_out(tmp_path):
         counting.cost(path, {'x': noise(3, 4)})
 
 
+@pytest.mark.parametrize(
+    ('kind', 'bits'), [('INT8', 8), ('UINT8', 8), ('INT4', 4), ('UINT4', 4), ('FLOAT', 32)]
+)
+def test_quantised_weights_are_read_as_they_are_stored(tmp_path, kind, bits):
+    rows, columns, tokens = 64, 32, 5
+    code = getattr(TensorProto, kind)
+    weight = helper.make_tensor('w', code, [rows, columns], [1] * (rows * columns))
+    nodes = [
+        helper.make_node('DequantizeLinear', ['w', 's'], ['f'], axis=1),
+        helper.make_node('MatMul', ['x', 'f'], ['y']),
+    ]
+    scales = numpy_helper.from_array(np.ones(columns, np.float32), 's')
+    constants = [weight, scales]
+    if kind == 'FLOAT':
+        nodes, constants = [helper.make_node('MatMul', ['x', 'w'], ['y'])], [weight]
+    value = helper.make_tensor_value_info
+    ends = [[value('x', FLOAT, [tokens, rows])], [value('y', FLOAT, [tokens, columns])]]
+    graph = helper.make_graph(nodes, 'graph', *ends, initializer=constants)
+    path = tmp_path / 'quantised.onnx'
+    opset = [helper.make_opsetid('', 21)]
+    onnx.save_model(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    found = counting.cost(path, {'x': noise(tokens, rows)})
+    stored = rows * columns * bits // 8 + (4 * columns if kind != 'FLOAT' else 0)
+    assert found.bytes == stored + 4 * tokens * (rows + columns)
+    assert found.flops == 2 * tokens * rows * columns
+
+
+def test_a_tensor_of_unknown_size_is_not_left_out():
+    asked = counting.Executed(op='Add', inputs=[('float8', (3,))], outputs=[], ms=0.0)
+    with pytest.raises(ValueError, match='bytes of a tensor of float8'):
+        asked.bytes  # noqa: B018
+
+
 def test_a_bundles_stages_are_those_of_its_runs(tmp_path):
     bundle = Bundle.open(bundles.make_bundle(tmp_path / 'known'), backend='onnxruntime')
     runs = counting.watch(Engine(bundle, Scenery(bundle.manifest)))
@@ -106,10 +140,17 @@ def test_a_bundles_stages_are_those_of_its_runs(tmp_path):
     assert costs['flow'].bytes == bundle.manifest.num_steps * once.bytes
 
 
-def test_a_profile_says_where_the_time_goes(tmp_path):
+def test_a_profile_says_where_the_time_goes(tmp_path, monkeypatch):
     path = tmp_path / 'product.onnx'
     path.write_bytes(peaks.product(noise(64, 64)))
+    asked, add = [], onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions,
+        'add_session_config_entry',
+        lambda options, *entry: (asked.append(entry), add(options, *entry))[1],
+    )
     done = counting.profile(path, {'x': noise(64, 64)}, runs=3)
+    assert asked == [('session.intra_op.allow_spinning', '0')]  # threads wait as the engine's do
     rows = counting.operators(done)
     assert rows['MatMul']['share'] == 1.0 and rows['MatMul']['count'] == 1
 
