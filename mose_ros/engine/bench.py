@@ -34,7 +34,7 @@ from mose_ros.engine.matches import COMPARED, Setting, join
 from mose_ros.engine.memory import MIB, peak_bytes
 from mose_ros.engine.opponents import OpponentError
 from mose_ros.engine.scenery import Scenery
-from mose_ros.engine.session import open_session
+from mose_ros.engine.session import Session, open_session
 from mose_ros.engine.turns import Contestant, Turn
 
 PARTS = ('views', 'reasoning', 'steps', 'operators')
@@ -248,21 +248,40 @@ def _selection(took: Mapping[str, Sequence[Turn]]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Shared(Bundle):
+    """A bundle each of whose graphs is opened once, for all that are made of it."""
+
+    opened: dict[tuple, Session] = field(default_factory=dict)
+
+    def session(self, graph: str, **options) -> Session:
+        key = (graph, *sorted(options.items()))
+        if key not in self.opened:
+            self.opened[key] = super().session(graph, **options)
+        return self.opened[key]
+
+
 def flow_steps(ours: Engine, plans: int = 20) -> dict[str, Any]:
     """Return how far trajectories of other numbers of Euler steps are from those of 10, and what the flow takes."""
-    found, answers, bundle = {}, {}, ours.bundle
-    for steps in sorted(STEPS, key=lambda one: one != REFERENCE_STEPS):
-        changed = replace(bundle, manifest=replace(bundle.manifest, num_steps=steps))
-        engine = Engine(changed, ours.scenery, ours.looking)
-        done = [engine.plan(index) for index in range(plans)]
-        answers[steps] = np.stack([one.xy for one in done])
-        gaps = np.linalg.norm(answers[steps] - answers[REFERENCE_STEPS], axis=-1)
-        found[steps] = {
+    bundle = _Shared(**vars(ours.bundle))
+    engines = {
+        str(steps): Engine(
+            replace(bundle, manifest=replace(bundle.manifest, num_steps=steps)),
+            ours.scenery,
+            ours.looking,
+        )
+        for steps in STEPS
+    }
+    took = turns.take_turns(engines, plans, warmup=0)
+    answers = {steps: np.stack([one.xy for one in done]) for steps, done in took.items()}
+    rows = {}
+    for steps, done in took.items():
+        gaps = np.linalg.norm(answers[steps] - answers[str(REFERENCE_STEPS)], axis=-1)
+        rows[steps] = {
             'trajectory_mean_m': float(gaps.mean()),
             'trajectory_max_m': float(gaps.max()),
             'flow_p50_ms': float(np.median([one.timings['flow'] for one in done])),
         }
-    rows = {str(steps): found[steps] for steps in STEPS}
     return {'reference': REFERENCE_STEPS, 'default': bundle.manifest.num_steps, 'steps': rows}
 
 

@@ -36,15 +36,16 @@ def take_turns(
 ) -> dict[str, list[Turn]]:
     """Let all plan on observation after observation; return their turns behind the warm-up, in the order of rounds.
 
-    Who begins changes from round to round, so that nobody always follows the same one.
+    Their order is drawn anew for each round, the same in each run, so that nobody always follows the same one, which may
+    leave the caches, or the cores, as they suit one of the two.
     """
     if rounds < 1 or warmup < 0:
         raise ValueError(f'need plans >= 1 and warmup >= 0, got {rounds} and {warmup}')
-    names = list(contestants)
+    names, random = list(contestants), np.random.default_rng(0)
     turns: dict[str, list[Turn]] = {name: [] for name in names}
     for index in range(warmup + rounds):
-        first = index % len(names)
-        for name in names[first:] + names[:first]:
+        for place in random.permutation(len(names)):
+            name = names[place]
             time.sleep(pause)
             turn = contestants[name].plan(index)
             if index >= warmup:

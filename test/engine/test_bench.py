@@ -8,7 +8,7 @@ import pytest
 
 from engine import bundles
 from mose_ros.core.rig import CAMERAS
-from mose_ros.engine import counting, matches, memory, peaks, tables, twins
+from mose_ros.engine import bench, counting, matches, memory, peaks, tables, twins
 from mose_ros.engine.__main__ import main
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import Engine, Graph, Looking
@@ -82,6 +82,29 @@ def test_flow_steps_say_how_far_trajectories_move(folder, tmp_path):
     assert steps['1']['trajectory_max_m'] < 1e-3  # this bundle's velocity field is straight
     assert steps['10']['trajectory_max_m'] == 0
     assert not {'views', 'reasoning_interference', 'operators'} & report.keys()
+
+
+def test_flow_steps_take_turns_and_share_their_graphs(folder, monkeypatch):
+    opened, session = [], Bundle.session
+    monkeypatch.setattr(
+        Bundle,
+        'session',
+        lambda self, graph, **options: (opened.append(graph), session(self, graph, **options))[1],
+    )
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    ours = Engine(bundle, Scenery(bundle.manifest))
+    opened.clear()
+    order, plan = [], Engine.plan
+
+    def noted(self, index):
+        order.append((index, self.bundle.manifest.num_steps))
+        return plan(self, index)
+
+    monkeypatch.setattr(Engine, 'plan', noted)
+    found = bench.flow_steps(ours, plans=3)
+    assert len(opened) == len(set(opened)) == 5
+    assert [index for index, _ in order] == [one for one in range(3) for _ in bench.STEPS]
+    assert list(found['steps']) == [str(one) for one in bench.STEPS]
 
 
 @pytest.mark.parametrize(

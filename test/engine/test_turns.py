@@ -14,12 +14,27 @@ class Named:
         return Turn(ms=1.0 + index)
 
 
-def test_all_plan_on_each_observation_and_nobody_always_begins():
+def rounds(count):
+    """Return the order of three contestants in each of some rounds behind a warm-up of one, and what they took."""
     order = []
-    took = turns.take_turns({name: Named(name, order) for name in 'abc'}, 3, 1, pause=0)
-    assert [name for _, name in order] == [*'abc', *'bca', *'cab', *'abc']
-    assert [index for index, _ in order] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    took = turns.take_turns({name: Named(name, order) for name in 'abc'}, count, 1, pause=0)
+    assert [index for index, _ in order] == [index for index in range(count + 1) for _ in 'abc']
+    names = ''.join(name for _, name in order)
+    return [names[first : first + 3] for first in range(0, len(names), 3)], took
+
+
+def test_all_plan_on_each_observation():
+    order, took = rounds(3)
+    assert [sorted(one) for one in order] == [[*'abc']] * 4
     assert [one.ms for one in took['b']] == [2.0, 3.0, 4.0]  # the warm-up is not among them
+
+
+def test_each_begins_and_follows_each_of_the_others():
+    order, _ = rounds(40)
+    assert {one[0] for one in order} == {*'abc'}
+    follows = {one[place : place + 2] for one in order for place in (0, 1)}
+    assert follows == {'ab', 'ac', 'ba', 'bc', 'ca', 'cb'}
+    assert rounds(40)[0] == order  # in each run
 
 
 def test_no_turns_are_refused():
