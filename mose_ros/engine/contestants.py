@@ -44,9 +44,10 @@ class Looking:
         if not self.views:
             return bundle
         fixed = len(m.fixed_views)
-        if not fixed <= self.views <= len(m.cameras):
+        least = fixed + (self.force_view not in ('', *m.fixed_views))
+        if not least <= self.views <= len(m.cameras):
             raise ValueError(
-                f'views: {m.name} looks at {fixed} to {len(m.cameras)}, not at {self.views}'
+                f'views: {m.name} looks at {least} to {len(m.cameras)}, not at {self.views}'
             )
         return replace(bundle, manifest=replace(m, top_k=self.views - fixed))
 

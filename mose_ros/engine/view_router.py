@@ -44,7 +44,8 @@ class ViewRouter:
         Args:
             mode: 'learned': the fixed views and the candidates with the highest scores; 'fixed': the fixed views
                 only; 'all': every camera that is there.
-            force_view: a candidate that is looked at whatever its score, as long as its camera is there.
+            force_view: a candidate that is looked at whatever its score, as long as its camera is there; also where the
+                bundle looks at its fixed views only.
             backend, threads: as in `Bundle.open`; an opened bundle brings its own.
         """
         if not isinstance(bundle, Bundle):
@@ -171,8 +172,10 @@ class ViewRouter:
         fixed = [name for name in m.fixed_views if name in newest]
         # sorted() keeps camera order among equals, so that the same scores choose the same views
         rest = sorted((n for n in newest if n not in m.fixed_views), key=lambda n: -by_name[n])
+        count = m.top_k
         if self._force_view in rest:
             rest = [self._force_view, *(name for name in rest if name != self._force_view)]
+            count = max(count, 1)
         shares = np.exp(scores.astype(np.float64) - scores[present > 0].max()) * present
         weights = dict(zip(m.cameras, (shares / shares.sum()).tolist(), strict=True))
-        return fixed + rest[: m.top_k], weights
+        return fixed + rest[:count], weights

@@ -115,6 +115,7 @@ def test_flow_steps_take_turns_and_share_their_graphs(folder, monkeypatch):
         (['--compare', 'int8'], 'int8: name its bundle'),
         (['--compare', 'jax'], "no 'jax' to measure; known: torch_eager"),
         (['--views', '9'], 'looks at 1 to 6, not at 9'),
+        (['--views', '1', '--view', 'back'], 'looks at 2 to 6, not at 1'),
         (['--clip', '/nowhere'], '/nowhere is no clip'),
         (['--soak', '10'], '10 plans are too few'),
         (['--sweep', 'colour'], "no axis 'colour'"),

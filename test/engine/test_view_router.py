@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -176,6 +178,13 @@ def test_memory_does_not_grow(router):
 def test_the_choice_can_be_taken_over(bundle, options, names):
     views = select(ViewRouter(bundle, **options))
     assert views.names == names
+
+
+def test_a_bundle_that_looks_at_its_fixed_views_only_is_forced_too(bundle):
+    narrow = replace(bundle, manifest=replace(bundle.manifest, top_k=0))
+    assert select(ViewRouter(narrow)).names == ('front',)
+    assert select(ViewRouter(narrow, force_view='front_left')).names == ('front', 'front_left')
+    assert select(ViewRouter(narrow, force_view='front')).names == ('front',)
 
 
 def test_a_forced_view_without_picture_is_not_forced(bundle):
