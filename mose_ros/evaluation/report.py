@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from mose_ros.core.files import write_json
 from mose_ros.core.infractions import INFRACTIONS, SLOWNESS, faults
+from mose_ros.core.types import FAMILIES
 
 BENCH2DRIVE_ROUTES = 220
 _OBSTACLES = ('Accident', 'ConstructionObstacle', 'HazardAtSideLane', 'ParkedObstacle')
@@ -177,6 +178,7 @@ def abilities(records: Sequence[Mapping[str, Any]], routes: int) -> dict[str, fl
     them). That a failed route may still count as traffic_sign when it passed its first junction needs the map: not done here.
     """
     names = [scenario_of(record) for record in records]
+    is_bench2drive = routes == BENCH2DRIVE_ROUTES and set(FAMILIES).isdisjoint(names)
     result: dict[str, float | None] = {}
     for ability, group in ABILITIES.items():
         good = [
@@ -185,7 +187,7 @@ def abilities(records: Sequence[Mapping[str, Any]], routes: int) -> dict[str, fl
             if name in group
         ]
         count = len(good)
-        if routes == BENCH2DRIVE_ROUTES:
+        if is_bench2drive:
             count = max(count, 5 * sum(name[0].isupper() for name in group))
         result[ability] = sum(good) / count if count else None
     known = [value for value in result.values() if value is not None]

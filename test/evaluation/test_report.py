@@ -59,6 +59,16 @@ def test_abilities_of_bench2drive_count_missing_routes_as_failures():
     assert report.scenario_of(record('ParkedObstacle')) == 'ParkedObstacle'
 
 
+def test_as_many_routes_of_our_own_are_not_taken_for_bench2drives():
+    ours = [record(str(seed)) | {'scenario_name': 'give_way'} for seed in range(220)]
+
+    found = report.abilities(ours, routes=220)
+
+    assert found['give_way'] == found['mean'] == 1.0 and found['overtaking'] is None
+    theirs = [one | {'scenario_name': 'InvadingTurn_1'} for one in ours[:5]]
+    assert report.abilities(theirs, routes=220)['overtaking'] == 0.0
+
+
 def test_smoothing_equals_scipy():
     values = np.random.default_rng(0).normal(size=20)
 
