@@ -14,6 +14,8 @@ PACKAGES = (  # those of them that are installed are named
     'mose_ros',
     'numpy',
     'onnxruntime',
+    'onnxruntime-gpu',
+    'tensorrt',
     'opencv-python',
     'opencv-python-headless',
     'ros-rclpy',

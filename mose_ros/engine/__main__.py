@@ -117,6 +117,7 @@ def _soak(bundle: Bundle, options) -> dict[str, Any]:
         'soak': found,
         'machine': {
             **provenance.machine(),
+            **ours.hardware(),
             'load_before': before,
             'load_after': os.getloadavg()[0],
         },

@@ -20,6 +20,7 @@ from mose_ros.core.provenance import commit, machine, versions
 from mose_ros.engine import counting, turns, twins
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.contestants import (
+    CPU,
     LARGE,
     PRACTICE,
     Engine,
@@ -78,9 +79,10 @@ def measure(asked: Asked) -> dict[str, Any]:
         memory = _memory(before)
         runs = counting.watch(ours)
         tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
-        peaks = stack.enter_context(contextlib.closing(Peaks(bundle.threads)))
-        words = Words(ours)
-        field_: dict[str, Contestant] = {'ours': ours, 'words': words, 'peaks': peaks}
+        words, hardware = Words(ours), ours.hardware()
+        field_: dict[str, Contestant] = {'ours': ours, 'words': words}
+        if hardware['provider'] == CPU:
+            field_['peaks'] = stack.enter_context(contextlib.closing(Peaks(bundle.threads)))
         if 'reasoning' in asked.parts:
             talker = Engine(bundle, scenery, asked.looking)
             talker.plan(0)
@@ -112,7 +114,10 @@ def measure(asked: Asked) -> dict[str, Any]:
         took = turns.take_turns(field_, asked.plans, asked.warmup)
         load = {'load_before': load, 'load_after': os.getloadavg()[0]}
     costs = counting.stage_costs(bundle, runs)
-    best = peaks.row()
+    if 'peaks' in field_:
+        best = field_['peaks'].row()
+    else:
+        best = {'left_out': f'they are known of the CPU alone, this ran on {hardware["provider"]}'}
     report = {
         'bundle': {'name': m.name, 'commit': m.commit, 'sha256': sha256(bundle.folder / MANIFEST)},
         'backend': bundle.backend,
@@ -126,7 +131,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         'compare': {one.name: one.row(took, counting.plan_flops(costs)) for one in matches}
         | failed,
         'memory': memory,
-        'machine': machine() | load,
+        'machine': machine() | hardware | load,
         'versions': versions(),
         'commit': commit(),
     }
@@ -152,7 +157,7 @@ def _memory(before: int) -> dict[str, float]:
 
 
 def _stages(took: Sequence[Turn], tokens, costs: Mapping[str, Cost], peaks) -> dict[str, Any]:
-    """Return the rows of the stages, of the whole, and what share of the peaks they reach."""
+    """Return the rows of the stages, of the whole, and what share of the peaks they reach, where these are known."""
     times = {stage: [one.timings[stage] for one in took] for stage in took[0].timings}
     if tokens:
         times['decode'] = tokens
@@ -164,13 +169,23 @@ def _stages(took: Sequence[Turn], tokens, costs: Mapping[str, Cost], peaks) -> d
             **found,
             'flops': spent.flops,
             'bytes': spent.bytes,
-            'gemm_share': spent.flops / seconds / peaks['gemm_flops'],
-            'copy_share': spent.bytes / seconds / peaks['copy_bytes'],
         }
+        if 'left_out' not in peaks:
+            stages[stage] |= {
+                'gemm_share': spent.flops / seconds / peaks['gemm_flops'],
+                'copy_share': spent.bytes / seconds / peaks['copy_bytes'],
+            }
     whole = turns.row([one.ms for one in took])
     parts = [sum(one.timings.values()) for one in took]
     large = [sum(one.timings[stage] for stage in LARGE) / 1e3 for one in took]
     flops = sum(costs[stage].flops for stage in LARGE)
+    shares = {}
+    if 'left_out' not in peaks:
+        shares = {
+            'gemm_share': float(flops / np.median(large) / peaks['gemm_flops']),
+            # of two that were undisturbed: where others use the cores, medians of both say less
+            'gemm_share_best': float(flops / np.min(large) / peaks['gemm_flops_best']),
+        }
     return {
         'stages': stages,
         'end_to_end': {
@@ -179,9 +194,7 @@ def _stages(took: Sequence[Turn], tokens, costs: Mapping[str, Cost], peaks) -> d
             'p99_to_p50': whole['p99_ms'] / whole['p50_ms'],
             'to_stages': float(np.median([one.ms for one in took]) / np.median(parts)),
         },
-        'gemm_share': float(flops / np.median(large) / peaks['gemm_flops']),
-        # of two that were undisturbed: where others use the cores, medians of both say less
-        'gemm_share_best': float(flops / np.min(large) / peaks['gemm_flops_best']),
+        **shares,
     }
 
 
@@ -286,7 +299,7 @@ def flow_steps(ours: Engine, plans: int = 20) -> dict[str, Any]:
 
 
 def _operators(bundle: Bundle, runs) -> dict[str, Any]:
-    """Return where the time goes in each graph, as ONNX Runtime's profile tells it."""
+    """Return where the time goes in each graph on the CPU, as ONNX Runtime's profile tells it."""
     inputs = dict(reversed(runs))  # a graph's first run
     return {
         graph: counting.operators(

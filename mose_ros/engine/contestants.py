@@ -9,6 +9,7 @@ from time import perf_counter, sleep
 import numpy as np
 
 from mose_ros.core.process import TEXT_NICE, lower_priority
+from mose_ros.engine import cuda
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.driver import Driver
 from mose_ros.engine.peaks import Copy, Gemm
@@ -18,6 +19,7 @@ from mose_ros.engine.session import open_session
 from mose_ros.engine.turns import Turn
 from mose_ros.engine.view_router import ViewRouter
 
+CPU = 'CPU'  # the provider whose peaks are known
 LARGE = ('vision', 'prefill')  # the stages that view selection and quantisation are about
 PRACTICE = 5  # plans after which a view has its past
 TEXT_EVERY = 10  # rounds: a whole text is decoded
@@ -63,6 +65,19 @@ class Engine:
         """Open it."""
         self.bundle, self.scenery, self.looking = looking.at(bundle), scenery, looking
         self.policy = Policy(looking.router(bundle), Driver(self.bundle))
+
+    def hardware(self) -> dict[str, str]:
+        """Return what computes, and the GPU where it is one."""
+        provider = self.policy.driver.provider
+        if provider == CPU:
+            return {'provider': provider}
+        gpu = cuda.device()
+        return {
+            'provider': provider,
+            'gpu': gpu.name,
+            'gpu_architecture': gpu.architecture,
+            'cuda': gpu.cuda,
+        }
 
     def plan(self, index: int) -> Turn:
         """Answer the observation of this number."""

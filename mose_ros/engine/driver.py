@@ -57,6 +57,12 @@ class Driver:
         )  # pixels, their features
 
     @property
+    def provider(self) -> str:
+        """Return what computes the graphs: each is opened for itself, so there may be two, as 'CPU, CUDA'."""
+        graphs = (self._vision, self._prefill, self._action, self._decode)
+        return ', '.join(sorted({one.provider for one in graphs}))
+
+    @property
     def thought(self) -> Thought:
         """Return what the newest plan was made from; RuntimeError before the first plan."""
         if self._newest is None:

@@ -101,7 +101,7 @@ class OnnxRuntimeSession:
                 f"onnxruntime's provider {provider!r} does not start here; install its libraries "
                 "(for CUDA: pip install onnxruntime-gpu[cuda,cudnn]), or name provider 'CPU'"
             )
-        self._memory = _MEMORIES.get(provider)
+        self.provider, self._memory = provider, _MEMORIES.get(provider)
         self.inputs = {one.name: _port(one) for one in self._session.get_inputs()}
         self.outputs = {one.name: _port(one) for one in self._session.get_outputs()}
         self._names = list(self.outputs)

@@ -58,6 +58,7 @@ class Session(Protocol):
 
     inputs: Mapping[str, Port]
     outputs: Mapping[str, Port]
+    provider: str  # what computes: 'CPU' or 'CUDA' of ONNX Runtime, or 'TensorRT'
 
     def run(
         self, inputs: Mapping[str, np.ndarray | Resident], keep: Collection[str] = ()

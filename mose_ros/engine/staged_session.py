@@ -81,6 +81,8 @@ class _Step:
 class StagedSession:
     """A graph whose stages are sessions of their own; from outside it is one."""
 
+    provider = TensorRTSession.provider
+
     def __init__(self, path: Path, staging, parts: Sequence[Session]):
         """Put the weights of all experts on the GPU; of the staging nothing large is kept."""
         self.path, self._decide = path, staging.decide

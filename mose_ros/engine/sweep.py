@@ -85,6 +85,7 @@ def _axis(points: Mapping[str, tuple[Bundle, int]], plans: int, warmup: int) -> 
         costs = counting.stage_costs(engine.bundle, runs)
         large = [sum(one.timings[stage] for stage in LARGE) for one in took[name]]
         found[name] = {
+            **engine.hardware(),
             'end_to_end': turns.row([one.ms for one in took[name]]),
             '_'.join(LARGE): turns.row(large),
             'flops': counting.plan_flops(costs),

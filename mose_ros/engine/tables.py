@@ -113,7 +113,8 @@ def _measured(reports) -> str:
         load = ' to '.join(
             f'{box[key]:.1f}' for key in ('load_before', 'load_after') if key in box
         )
-        cells = (name, f'`{report.get("command", "")}`', box['processor'], load)
+        hardware = ', '.join(box[key] for key in ('processor', 'gpu') if key in box)
+        cells = (name, f'`{report.get("command", "")}`', hardware, load)
         lines.append(_line([*cells, report['commit'][:9]]))
     return '\n'.join(lines) + '\n'
 
@@ -140,18 +141,26 @@ def _stages(name: str, report: Report) -> str:
             *_times(one),
             _number(one['flops'] / 1e6),
             _number(one['bytes'] / 1e6),
-            _percent(one['gemm_share']),
+            _percent(one['gemm_share']) if 'gemm_share' in one else '',
         ]
         for stage, one in report['stages'].items()
     ]
     rows.append(['**end to end**', *_times(whole), _number(whole['flops'] / 1e6), '', ''])
+    if 'left_out' in peaks:
+        best, share = f'No peaks: {peaks["left_out"]}', ''
+    else:
+        best = (
+            f'GEMM peak {peaks["gemm_flops"] / 1e9:.0f} GFLOP/s (best {peaks["gemm_flops_best"] / 1e9:.0f}), copy '
+            f'{peaks["copy_bytes"] / 1e9:.1f} GB/s'
+        )
+        share = (
+            f'vision + prefill reach {_percent(report["gemm_share"])} of the GEMM peak '
+            f'(the fastest of the best: {_percent(report["gemm_share_best"]) if "gemm_share_best" in report else "not kept"}); '
+        )
     text = (
-        f'GEMM peak {peaks["gemm_flops"] / 1e9:.0f} GFLOP/s (best {peaks["gemm_flops_best"] / 1e9:.0f}), copy '
-        f'{peaks["copy_bytes"] / 1e9:.1f} GB/s, {report["threads"]} threads, {report["plans"]} plans, '
+        f'{best}, {report["threads"]} threads, {report["plans"]} plans, '
         f'{len(report["looked_at"])} views; the whole is {whole["to_stages"]:.3f} x its stages, p99 '
-        f'{whole["p99_to_p50"]:.2f} x p50; vision + prefill reach {_percent(report["gemm_share"])} of the GEMM peak '
-        f'(the fastest of the best: {_percent(report["gemm_share_best"]) if "gemm_share_best" in report else "not kept"}); '
-        f'memory {report["memory"]["peak_mib"]:.0f} MiB at most ({report["memory"]["python_mib"]:.0f} before the '
+        f'{whole["p99_to_p50"]:.2f} x p50; {share}memory {report["memory"]["peak_mib"]:.0f} MiB at most ({report["memory"]["python_mib"]:.0f} before the '
         f'bundle was opened). Parity of the bundle with PyTorch: {_parity(report["parity"])}.'
     )
     head = ['stage', 'p50 ms', 'p90', 'p99', 'MFLOP', 'MB', 'of GEMM peak']
@@ -257,7 +266,7 @@ def _operators(name: str, report: Report) -> str:
         for op, one in list(ops.items())[:4]
     ]
     head = ['graph', 'operator', 'how many', 'ms', 'share']
-    return _section(f'Where the time goes ({name})', '', head, rows)
+    return _section(f'Where the time goes ({name})', 'On the CPU.', head, rows)
 
 
 def _swept(name: str, report: Report) -> str:

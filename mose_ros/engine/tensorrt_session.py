@@ -69,6 +69,8 @@ class DeviceArray:
 class TensorRTSession:
     """A graph on TensorRT, built where the cache does not have it."""
 
+    provider = 'TensorRT'
+
     def __init__(self, path: str | Path, build: Build):
         """Open the engine and its stream.
 

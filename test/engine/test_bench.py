@@ -55,6 +55,34 @@ def test_bench_writes_what_it_measured(folder, tmp_path, capsys):
     assert 'end to end' in shown and '| int8 |' in shown
 
 
+def test_on_a_gpu_it_is_named_and_nothing_is_held_against_the_cpus_peaks(
+    machine, folder, tmp_path, capsys
+):
+    machine(name='Fake Orin')
+    path = tmp_path / 'gpu.json'
+    arguments = ['bench', str(folder), '--plans', '3', '--warmup', '1', '--parts', '']
+    assert main([*arguments, '--backend', 'tensorrt', '--json', str(path)]) == 0
+    report, box = json.loads(path.read_text()), json.loads(path.read_text())['machine']
+    assert (box['provider'], box['gpu'], box['cuda']) == ('TensorRT', 'Fake Orin', '12.6')
+    assert not [key for key in report if 'share' in key]
+    assert not [key for one in report['stages'].values() for key in one if 'share' in key]
+    shown = capsys.readouterr().out
+    assert 'No peaks: they are known of the CPU alone, this ran on TensorRT' in shown
+    assert 'Fake Orin' in shown
+    assert main([*arguments, '--backend', 'onnxruntime', '--json', str(path)]) == 0
+    report = json.loads(path.read_text())
+    assert report['machine']['provider'] == 'CPU' and 'gpu' not in report['machine']
+    assert 'gemm_share' in report and 'GEMM peak' in capsys.readouterr().out
+
+
+def test_what_a_graph_runs_on_is_told_of_each(folder):
+    bundle = Bundle.open(folder, backend='onnxruntime')
+    ours = Engine(bundle, Scenery(bundle.manifest))
+    assert ours.hardware() == {'provider': 'CPU'}
+    ours.policy.driver._prefill.provider = 'CUDA'
+    assert ours.policy.driver.provider == 'CPU, CUDA'
+
+
 def test_ways_of_choosing_are_held_against_a_constant_one(folder, tmp_path):
     ways, path = tmp_path / 'ways', tmp_path / 'ways.json'
     ways.mkdir()
