@@ -2,8 +2,8 @@
 
 Genuine clips know no expert's plan, so what was driven stands for it, and their way ahead is the driven one, so nothing can
 stand in it. What geometry cannot see there the scenario's name says, as in DriveMoE's table: where the rules find `normal` and the
-ego does what the scenario is about, the scenario's skill is taken. Oddities of the annotation are put right here that concern
-labels only. Sources: Bench2Drive's docs/anno.md and tools/data_collect.py (which lists cones, warnings and debris among
+ego does what the scenario is about, the scenario's skill is taken, and told where that is true of what can be seen. Oddities of
+the annotation are put right here that concern labels only. Sources: Bench2Drive's docs/anno.md and tools/data_collect.py (which lists cones, warnings and debris among
 the traffic signs, and lets speed limits "affect" the ego), docs/bench2drive_base_1000.json for the names;
 DriveMoE (arXiv 2505.16278) for scenarios and skills.
 """
@@ -20,6 +20,7 @@ from mose_ros.core.types import Actor, Command, Scene, Trajectory
 from mose_ros.data import narration, rules, storage
 from mose_ros.data.clips import ClipReader, count_frames, find_clips
 from mose_ros.data.pictures import Picture
+from mose_ros.data.rules import Labels
 from mose_ros.data.skill_samples import SkillSample, check
 from mose_ros.data.storage import Anywhere
 
@@ -72,6 +73,12 @@ _BY_SKILL = {
         'InterurbanAdvancedActorFlow',
     ),
 }
+_REACTIONS = ('emergency_brake', 'give_way')
+_ABOUT = {  # skill of planning -> what its sentence names, by skill of perception; what passes by or leads is none to overtake
+    'overtaking': ('static_obstacle', 'vulnerable_road_user'),
+    'emergency_brake': ('static_obstacle', 'vulnerable_road_user', 'vehicle'),
+    'give_way': ('vulnerable_road_user', 'vehicle'),
+}
 SKILLS = {
     'perception': tuple(dict.fromkeys(narration.NOUNS.values())),
     'prediction': ('slowing', 'cut_in', 'crossing', 'approaching'),
@@ -108,13 +115,35 @@ def skills(clip: ClipReader, index: int) -> dict[str, str]:
     """Return the skill of each level at a frame, by the rules; planning is `general` where the clip ends too soon after it."""
     if clip.metadata['ours']:
         found = rules.label(clip.scene(index), clip.expert_trajectory(index), clip.decision(index))
-        return dict(found.skills)
-    scene, driven = mend(clip.scene(index)), clip.future_trajectory(index, HORIZON, DT)
-    found = dict(rules.label(scene, driven).skills)
+    else:
+        scene, driven = mend(clip.scene(index)), clip.future_trajectory(index, HORIZON, DT)
+        found, _ = label(clip, index, scene, driven)
+    return dict(found.skills)
+
+
+def label(
+    clip: ClipReader, index: int, scene: Scene, driven: Trajectory | None
+) -> tuple[Labels, str]:
+    """Return the labels of a genuine frame and its text: those of the rules, and the scenario's skill where they find `normal`.
+
+    `scene` is the frame's, mended; `driven` what was driven from there.
+    """
+    found = rules.label(scene, driven)
     named = SCENARIOS.get(scenario_of(clip.folder))
-    if named and found['planning'] == 'normal' and _does(named, clip, index, scene, driven):
-        found['planning'] = named
-    return found
+    if found.skills['planning'] != 'normal' or named is None:
+        return found, narration.tell(found)
+    if not _does(named, clip, index, scene, driven):
+        return found, narration.tell(found)
+    taken = replace(found, skills={**found.skills, 'planning': named})
+    return taken, narration.tell(taken if _can_be_told(taken) else found)
+
+
+def _can_be_told(labels: Labels) -> bool:
+    """Say whether the sentence of a scenario's skill is true of what is seen; else that of the rules, `normal`, is."""
+    planning = labels.skills['planning']
+    if planning in _REACTIONS and labels.action not in ('slow_down', 'brake_hard', 'stop', 'wait'):
+        return False  # it did so before, or will later
+    return planning not in _ABOUT or labels.skills['perception'] in _ABOUT[planning]
 
 
 def _does(skill: str, clip: ClipReader, index: int, scene: Scene, driven: Trajectory) -> bool:
@@ -122,11 +151,12 @@ def _does(skill: str, clip: ClipReader, index: int, scene: Scene, driven: Trajec
     speeds = driven.speeds()
     slows = scene.ego.speed - speeds.min() > 1.5
     waits = max(scene.ego.speed, speeds.max()) < 1.0
-    if skill in ('emergency_brake', 'give_way'):
+    if skill in _REACTIONS:
         return bool(slows or waits)
     first = max(index - round(BEFORE / clip.frame_dt), 0)
-    points = HORIZON + int((index - first) * clip.frame_dt / DT + 1e-6)  # ends with `driven`
-    shifts = abs(shift(clip.future_trajectory(first, points, DT))) > SHIFT
+    before = int((index - first) * clip.frame_dt / driven.dt + 1e-6)
+    path = clip.future_trajectory(first, before + len(driven.xy), driven.dt)  # ends with `driven`
+    shifts = abs(shift(path)) > SHIFT
     if skill == 'merging':
         turns = scene.guidance.command in (Command.LEFT, Command.RIGHT)
         return shifts or (turns and abs(turn(driven)) > TURN)

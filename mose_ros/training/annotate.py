@@ -135,7 +135,8 @@ def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[str, 
 def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
     """Return the labels of a clip's frames; frames without a trajectory are left out."""
     scenes = [clip.scene(index) for index in range(len(clip))]
-    if not clip.metadata['ours']:
+    ours = clip.metadata['ours']
+    if not ours:
         scenes = [bench2drive.mend(scene) for scene in scenes]
     times = np.array([scene.time for scene in scenes])
     records, standing = [], 0.0
@@ -147,11 +148,12 @@ def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
         if xy is None:
             continue
         driven = Trajectory(time=scene.time, dt=target.dt, xy=xy)  # where nobody planned
-        label = rules.label(
-            scene,
-            expert=clip.expert_trajectory(index) or driven,
-            decision=clip.decision(index),
-        )
+        if ours:
+            plan = clip.expert_trajectory(index) or driven
+            label = rules.label(scene, plan, clip.decision(index))
+            answer = narration.tell(label)
+        else:
+            label, answer = bench2drive.label(clip, index, scene, driven)
         dull = standing > STANDING_SECONDS and np.hypot(*xy[-1]) <= GOES_M
         older = int(np.argmin(np.abs(times - (scene.time - target.data.frame_gap))))
         near_enough = abs(times[index] - times[older] - target.data.frame_gap) < 0.06
@@ -162,7 +164,7 @@ def _annotate(clip: ClipReader, target: Target) -> list[dict[str, Any]]:
                 'family': scene.family,
                 'camera': label.camera,
                 'skills': dict(label.skills),
-                'answer': narration.tell(label),
+                'answer': answer,
                 'action': np.round(xy, 3).tolist(),
                 'proprio': np.round(action.proprio(scene.ego, scene.guidance), 4).tolist(),
                 'weight': target.data.standing_weight if dull else 1.0,

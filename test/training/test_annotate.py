@@ -6,16 +6,28 @@ pytest.importorskip(
     'metadrive', reason='collecting is beside annotating: pip install mose_ros[sim]'
 )
 
+from mose_ros.data import narration  # noqa: E402
 from mose_ros.training import annotate  # noqa: E402
 from mose_ros.training.config import Data  # noqa: E402
-from test.data.test_skill_sources import STOPPING, STRAIGHT, TIMES, box, write_official  # noqa: E402
+from test.data.test_skill_sources import (  # noqa: E402
+    AROUND,
+    STOPPING,
+    STRAIGHT,
+    TIMES,
+    box,
+    write_official,
+)
+
+
+def labels(root, name, xs, ys=0 * TIMES, others=()):
+    write_official(root / name, xs, ys, others=others)
+    target = annotate.Target(horizon=10, dt=0.2, data=Data(future='driven'))
+    annotate.annotate(root, target, processes=0, bar=False)
+    return annotate.read_labels(root / name)[0]
 
 
 def skills(root, name, xs, others):
-    write_official(root / name, xs, 0 * TIMES, others=others)
-    target = annotate.Target(horizon=10, dt=0.2, data=Data(future='driven'))
-    annotate.annotate(root, target, processes=0, bar=False)
-    return [record['skills']['planning'] for record in annotate.read_labels(root / name)[0]]
+    return [record['skills']['planning'] for record in labels(root, name, xs, others=others)]
 
 
 def test_what_was_driven_stands_for_a_plan(tmp_path):
@@ -28,6 +40,28 @@ def test_what_was_driven_stands_for_a_plan(tmp_path):
 
     assert stopping[30] == 'traffic_sign' and len(stopping) == 60
     assert set(going_on) == {'normal'}  # a limit is no sign to obey, and nothing is `general`
+
+
+def test_the_scenario_says_what_geometry_cannot_see(tmp_path):
+    parked = box('vehicle', 52.0, -5.4, state='static')  # more than 30 m away yet
+    lead = box('vehicle', 36.0, 0.0, state='dynamic', speed=4.0)
+
+    around = labels(tmp_path / 'a', 'Accident_Town03_1', STRAIGHT, AROUND, [parked])
+    unseen = labels(tmp_path / 'b', 'Accident_Town03_1', STRAIGHT, AROUND)
+    change = labels(tmp_path / 'c', 'LaneChange_Town03_1', STRAIGHT, AROUND)
+    brakes = labels(tmp_path / 'd', 'ControlLoss_Town03_1', STOPPING, others=[lead])
+    vanilla = labels(tmp_path / 'e', 'Vanilla_Town03_1', STRAIGHT, AROUND)
+
+    def planning(record):
+        told = narration.parse(record['answer'])['planning']
+        return record['skills']['planning'], told.skill, told.object
+
+    assert planning(around[28]) == ('overtaking', 'overtaking', 'parked car')
+    assert planning(unseen[28]) == ('overtaking', 'normal', '')  # nothing is there to be named
+    assert planning(change[28]) == ('merging', 'merging', '')
+    assert planning(brakes[35]) == ('emergency_brake', 'emergency_brake', 'car')
+    assert planning(vanilla[28]) == planning(unseen[0]) == ('normal', 'normal', '')
+    assert {one['skills']['planning'] for one in unseen} == {'normal', 'overtaking'}
 
 
 def test_code_that_makes_no_label_of_clips_does_not_void_them(monkeypatch):
