@@ -19,6 +19,7 @@ from mose_ros.core.skills import Taxonomy
 from mose_ros.core.types import Actor, Command, Scene, Trajectory
 from mose_ros.data import narration, rules, storage
 from mose_ros.data.clips import ClipReader, count_frames, find_clips
+from mose_ros.data.moment import shift
 from mose_ros.data.pictures import Picture
 from mose_ros.data.rules import Labels
 from mose_ros.data.skill_samples import SkillSample, check
@@ -27,7 +28,6 @@ from mose_ros.data.storage import Anywhere
 HORIZON, DT = 15, 0.2  # of what was driven, where it stands for a plan
 CAMERAS = ('front', 'front_left', 'front_right', 'back')  # shown to an annotator
 SHIFT = 1.5  # m across, from which a path changes the lane
-PARALLEL = 0.12  # rad, up to which two headings are the same
 BEFORE = 2.0  # s of the past that tell what the ego is doing
 TURN = 0.35  # rad, from which a path turns
 _JUNCTIONS = ('LeftTurn', 'RightTurn', 'LeftTurnEnterFlow')
@@ -161,27 +161,6 @@ def _does(skill: str, clip: ClipReader, index: int, scene: Scene, driven: Trajec
         turns = scene.guidance.command in (Command.LEFT, Command.RIGHT)
         return shifts or (turns and abs(turn(driven)) > TURN)
     return bool(shifts or waits)
-
-
-def shift(path: Trajectory) -> float:
-    """Return how far a path changes over to a parallel one, in m, + = left: 0 where its heading never comes back.
-
-    Between two points of equal heading it is what the later one lies beside the line through the earlier one; the mean
-    of both headings takes the rest of a bend out of it (the chord of an arc has the mean of its ends' headings).
-    """
-    points = np.vstack([[0.0, 0.0], path.xy])
-    moves = np.concatenate([[True], np.hypot(*np.diff(points, axis=0).T) > 0.05])
-    points = points[moves]
-    headings = np.unwrap(np.arctan2(*np.diff(points, axis=0).T[::-1]))
-    found = 0.0
-    for first in range(len(headings)):
-        last = np.arange(first + 1, len(headings))
-        chord = points[last + 1] - points[first]
-        mean = (headings[last] + headings[first]) / 2
-        beside = chord[:, 1] * np.cos(mean) - chord[:, 0] * np.sin(mean)
-        beside[np.abs(headings[last] - headings[first]) > PARALLEL] = 0.0
-        found = max([found, *beside.tolist()], key=abs)
-    return found
 
 
 def turn(path: Trajectory) -> float:

@@ -18,6 +18,8 @@ CRAWLING = 2.6  # m/s
 HARD = 3.0  # m/s^2 of a plan that brakes hard
 HALF_WIDTH = 0.95  # m of the ego
 FRONT = 2.3  # m from the ego's centre to its bumper
+ON_WAY = 0.5  # m beside the way, up to which it is the one that is driven
+PARALLEL = 0.12  # rad, up to which two headings are the same
 LOOK_TIMES = np.arange(0.25, 5.01, 0.25)  # s ahead for which others are extrapolated
 YIELDING = ('yield', 'brake', 'brake_hard', 'brake_full')  # of the expert's ways along the road
 
@@ -53,7 +55,7 @@ class Moment:
     """All that the rules look at, worked out once."""
 
     def __init__(self, scene: Scene, plan: Trajectory, decision: Mapping[str, Any]):
-        self.scene = scene
+        self.scene, self.plan = scene, plan
         self.road = Road(scene.corridor)
         self.course = Course(scene, plan, self.road)
         self.offset = float(self.course.d[0])
@@ -231,13 +233,31 @@ class Moment:
         return min(found, key=lambda one: one.actor.stop_distance, default=None)
 
     @cached_property
+    def change(self) -> str:
+        """Return 'left' or 'right' where the route asks for the next lane, else ''."""
+        return {Command.LANE_LEFT: 'left', Command.LANE_RIGHT: 'right'}.get(self.command, '')
+
+    @property
+    def changes(self) -> bool:
+        """Say whether the plan goes over to the lane that is to be joined."""
+        if abs(self.offset) >= ON_WAY:
+            return abs(self.course.d[-1]) < abs(self.offset) - 0.5
+        aside = shift(self.plan)  # the way is the plan's own
+        return aside > 0.5 if self.change == 'left' else aside < -0.5
+
+    @cached_property
     def joining(self) -> Sighting | None:
-        """Return the vehicle nearest to us in the lane that is to be joined."""
+        """Return the vehicle nearest to us in the lane that is to be joined.
+
+        That is the way's own, unless the ego is on the way already, as on one made of what was driven: then the next one.
+        """
+        beside = self.width if self.change == 'left' else -self.width
+        lane = beside if abs(self.offset) < ON_WAY else 0.0
         found = [
             one
             for one in self.seen
             if one.actor.kind == 'vehicle' and one.aligned > 0.7 and not stands(one)
-            if abs(one.d) < self.width / 2 and -30.0 < one.s < 15.0
+            if abs(one.d - lane) < self.width / 2 and -30.0 < one.s < 15.0
         ]
         behind = [one for one in found if one.s < 3.0 and one.v_s > self.course.now - 2.0]
         return max(behind, key=lambda one: one.s, default=None)
@@ -261,3 +281,24 @@ def _along_road(one: Sighting) -> bool:
 def stands(one: Sighting) -> bool:
     """Say whether it is something that never moves."""
     return one.actor.kind == 'static' or one.actor.type_id == 'vehicle.parked'
+
+
+def shift(path: Trajectory) -> float:
+    """Return how far a path changes over to a parallel one, in m, + = left: 0 where its heading never comes back.
+
+    Between two points of equal heading it is what the later one lies beside the line through the earlier one; the mean
+    of both headings takes the rest of a bend out of it (the chord of an arc has the mean of its ends' headings).
+    """
+    points = np.vstack([[0.0, 0.0], path.xy])
+    moves = np.concatenate([[True], np.hypot(*np.diff(points, axis=0).T) > 0.05])
+    points = points[moves]
+    headings = np.unwrap(np.arctan2(*np.diff(points, axis=0).T[::-1]))
+    found = 0.0
+    for first in range(len(headings)):
+        last = np.arange(first + 1, len(headings))
+        chord = points[last + 1] - points[first]
+        mean = (headings[last] + headings[first]) / 2
+        beside = chord[:, 1] * np.cos(mean) - chord[:, 0] * np.sin(mean)
+        beside[np.abs(headings[last] - headings[first]) > PARALLEL] = 0.0
+        found = max([found, *beside.tolist()], key=abs)
+    return found

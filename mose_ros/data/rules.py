@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from mose_ros.core.skills import GENERAL
-from mose_ros.core.types import Command, Scene, Trajectory
+from mose_ros.core.types import Scene, Trajectory
 from mose_ros.data.moment import HARD, Moment, stands
 from mose_ros.data.sight import Sighting
 
@@ -35,7 +35,6 @@ CAMERAS = ('front_left', 'front_right', 'back', 'back_left', 'back_right')  # th
 DEFAULT_CAMERA = 'back'
 PASS_FROM = 30.0  # m before an obstacle from which passing it is the plan
 PARKING = ('parking_exit', 'ParkingExit', 'ParkingExits')
-LANE_CHANGE = (Command.LANE_LEFT, Command.LANE_RIGHT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +100,7 @@ def _planning(moment: Moment) -> tuple[str, Sighting | None]:
         return 'emergency_brake', moment.danger
     if moment.siren is not None:
         return 'give_way', moment.siren
-    changing = moment.command in LANE_CHANGE
+    changing = bool(moment.change)
     holds = course.slows or (moment.cause == 'gap' and course.crawls)
     if moment.crosser is not None and holds and not changing and not waits:
         return 'give_way', moment.crosser
@@ -188,7 +187,7 @@ def _joining_camera(moment: Moment, planning: str, target: Sighting | None) -> s
         return _best(target)
     if planning == 'parking_exit' and target is None:
         return 'back'
-    return 'back_left' if moment.offset < 0 else 'back_right'
+    return f'back_{moment.change}'
 
 
 def _overtaking_camera(moment: Moment, target: Sighting) -> str:
@@ -225,10 +224,8 @@ def _action(moment: Moment, planning: str, target: Sighting | None) -> str:
         return 'pull_over'
     if planning == 'parking_exit':
         return 'pull_out'
-    if planning == 'merging':
-        done = abs(course.d[-1]) < abs(moment.offset) - 0.5
-        if done:
-            return 'change_left' if moment.offset < 0 else 'change_right'
+    if planning == 'merging' and moment.changes:
+        return f'change_{moment.change}'
     if planning == 'overtaking':
         side = _passes_on(moment, target)
         moves = np.abs(course.d).max() > 0.5 or target.s < 0

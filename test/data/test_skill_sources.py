@@ -11,6 +11,7 @@ from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.core.types import Trajectory
 from mose_ros.data import bench2drive, coda_lm, robo2vlm
 from mose_ros.data.clips import ClipReader
+from mose_ros.data.moment import shift
 from mose_ros.data.skill_samples import chain, check, missing
 from test.data.test_clips import write_clip
 
@@ -120,6 +121,23 @@ def test_only_stop_signs_are_signs_to_obey(tmp_path):
     assert bench2drive.skills(clip, 10)['planning'] == 'normal'
 
 
+@pytest.mark.parametrize(('command', 'left', 'side'), [(5, 1, 'left'), (6, -1, 'right')])
+def test_the_route_says_to_which_side_a_driven_way_changes(tmp_path, command, left, side):
+    def car(x, y):
+        return box('vehicle', x, y, speed=6.0, state='dynamic')
+
+    def label(name, *others):
+        clip = write_official(tmp_path / name, STRAIGHT, left * AROUND, command, others)
+        return bench2drive.label(clip, 28, clip.scene(28), clip.future_trajectory(28, 15, 0.2))[0]
+
+    ours, theirs = car(7.0, 0.0), car(6.0, -3.5 * left)  # who follows us, and in the lane to join
+    alone, followed = label('a', ours), label('b', ours, theirs)
+
+    assert (alone.target, alone.camera) == (None, f'back_{side}')
+    assert followed.target.actor.id == theirs['id'] and followed.camera == 'back'
+    assert (alone.skills['planning'], alone.action) == ('merging', f'change_{side}')
+
+
 def test_a_bend_is_no_change_of_lane():
     angles = np.linspace(0, 1.2, 16)[1:]
     bend = np.stack([30 * np.sin(angles), 30 * (1 - np.cos(angles))], axis=1)
@@ -127,8 +145,8 @@ def test_a_bend_is_no_change_of_lane():
     path = {name: Trajectory(time=0.0, dt=0.2, xy=xy) for name, xy in [('bend', bend), ('sideways', sideways)]}  # fmt: skip
 
     assert bench2drive.turn(path['bend']) == pytest.approx(1.2, abs=0.1)
-    assert abs(bench2drive.shift(path['bend'])) < 0.3
-    assert bench2drive.shift(path['sideways']) == pytest.approx(3.5, abs=0.2)
+    assert abs(shift(path['bend'])) < 0.3
+    assert shift(path['sideways']) == pytest.approx(3.5, abs=0.2)
     assert bench2drive.turn(Trajectory(time=0.0, dt=0.2, xy=np.zeros((15, 2)))) == 0
 
 
