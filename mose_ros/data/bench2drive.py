@@ -18,7 +18,7 @@ from mose_ros.core.prompt import COMMAND_WORDS
 from mose_ros.core.skills import Taxonomy
 from mose_ros.core.types import Actor, Command, Scene, Trajectory
 from mose_ros.data import narration, rules, storage
-from mose_ros.data.clips import ClipReader, count_frames, find_clips
+from mose_ros.data.clips import ClipReader, count_frames, find_clips, scenario_of
 from mose_ros.data.moment import shift
 from mose_ros.data.pictures import Picture
 from mose_ros.data.rules import Labels
@@ -85,13 +85,6 @@ SKILLS = {
     'planning': ('normal', 'traffic_sign', *_BY_SKILL),
 }
 SCENARIOS = {name: skill for skill, names in _BY_SKILL.items() for name in names}
-
-
-def scenario_of(folder: str | Anywhere) -> str:
-    """Return the scenario that a clip's folder names, packed flat (`Accident_Town03_Route156_Weather0`) or nested (`Accident/Town03_...`)."""
-    folder = storage.place(folder)
-    name = folder.parent.name if folder.name.startswith('Town') else folder.name
-    return name.split('_')[0]
 
 
 def mend(scene: Scene) -> Scene:

@@ -145,7 +145,7 @@ class ClipReader:
         extra = data.get(annotation.MOSE, {})
         return {
             'name': self.folder.name,
-            'family': extra.get('family', self.folder.name.split('_')[0]),
+            'family': extra.get('family', scenario_of(self.folder)),
             'seed': extra.get('seed'),
             'frame_dt': extra.get('frame_dt', FRAME_DT),
             'weather': data.get('weather'),
@@ -303,6 +303,13 @@ def _annotations(folder: Anywhere) -> list[str]:
 def count_frames(folder: Anywhere) -> int:
     """Return how many frames of a clip are annotated, whether or not some are missing between them."""
     return len(_annotations(folder))
+
+
+def scenario_of(folder: str | Anywhere) -> str:
+    """Return the scenario that a clip's folder names, packed flat (`Accident_Town03_Route156_Weather0`) or nested (`Accident/Town03_...`)."""
+    folder = storage.place(folder)
+    name = folder.parent.name if folder.name.startswith('Town') else folder.name
+    return name.split('_')[0]
 
 
 def find_clips(root: str | Anywhere) -> Iterator[Anywhere]:

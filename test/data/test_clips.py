@@ -211,6 +211,20 @@ def test_bench2drive_reads_as_ours(tmp_path):
     assert light.state == 'yellow' and light.stop_distance == pytest.approx(20)
 
 
+@pytest.mark.parametrize(
+    ('name', 'family'),
+    [
+        ('ParkingExit_Town12_Route922_Weather12', 'ParkingExit'),
+        ('ParkingExit/Town12_Route922_Weather12', 'ParkingExit'),  # as some copies are unpacked
+        ('normal_00000', 'normal'),
+    ],
+)
+def test_a_folder_names_its_family(tmp_path, name, family):
+    clip = write_official(tmp_path / name, count=3)
+
+    assert clip.metadata['family'] == clip.scene(1).family == family
+
+
 @pytest.mark.parametrize('index', [3, 4, 5, 6])
 def test_bench2drive_traps(tmp_path, index):
     clip = write_official(tmp_path / 'Accident_Town12_Route1_Weather3')

@@ -99,7 +99,7 @@ def test_a_seen_reason_goes_before_the_scenario(tmp_path):
     )  # fmt: skip
     clip = write_official(tmp_path / 'ControlLoss/Town03_1', STOPPING, 0 * TIMES, others=[stop])
 
-    assert bench2drive.scenario_of(clip.folder) == 'ControlLoss'
+    assert clip.scene(30).family == 'ControlLoss'
     assert bench2drive.skills(clip, 30)['planning'] == 'traffic_sign'
 
 
