@@ -164,12 +164,14 @@ class Shards:
 
     def names(self, folder: str) -> list[str]:
         """Return the names of what lies directly in a folder, sorted; none where it does not exist."""
-        if not folder:
-            return sorted([*self._shard, *self._wholes])
-        shard = self._shard.get(folder.partition('/')[0])
-        if shard is None:
-            return []
-        folders, inside = self._read_table(shard)[0], f'{folder}/'
+        inside = f'{folder}/' if folder else ''
+        shard = self._holder(folder)
+        if shard is None:  # above the clips
+            above = [*self._shard, *self._wholes]
+            return sorted(
+                {n[len(inside) :].partition('/')[0] for n in above if n.startswith(inside)}
+            )
+        folders = self._read_table(shard)[0]
         below = {n[len(inside) :].partition('/')[0] for n in folders if n.startswith(inside)}
         return sorted(below.union(folders[folder].names if folder in folders else ()))
 
@@ -252,9 +254,15 @@ class Shards:
             with self._lock:
                 self._fetching.discard(shard)
 
+    def _holder(self, name: str) -> int | None:
+        """Return the shard of the clip that a file or folder lies in, or is; None where it lies in none."""
+        parts = name.split('/')
+        clips = ('/'.join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((self._shard[clip] for clip in clips if clip in self._shard), None)
+
     def _find(self, name: str) -> tuple[int, int, int] | None:
         """Return a file's shard, offset and size; None where there is none."""
-        shard = self._shard.get(name.partition('/')[0])
+        shard = self._holder(name)
         if shard is None:
             return None
         folder, _, last = name.rpartition('/')

@@ -7,6 +7,7 @@ local folders, and `shards` are made of those.
 
 import errno
 import logging
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -167,12 +168,27 @@ def names(folder: Anywhere) -> list[str]:
 def find(root: Anywhere, tail: str) -> Iterator[Anywhere]:
     """Yield the folders, at any depth, that hold a file called `tail` (`anno/00000.json.gz`)."""
     if not isinstance(root, Place):
-        depth = len(PurePosixPath(tail).parts)
-        yield from {path.parents[depth - 1] for path in root.rglob(tail)}
+        if (root / tail).is_file():
+            yield root
+        yield from _find_below(root, tail)
     else:
         for folder in root.tree.find(tail):
             if f'{folder}/'.startswith(f'{root.path}/' if root.path else ''):
                 yield Place(tree=root.tree, path=folder)
+
+
+def _find_below(folder: Path, tail: str) -> Iterator[Path]:
+    """Yield the folders that hold `tail`; into those it does not go, for a clip's pictures are many."""
+    try:
+        with os.scandir(folder) as entries:
+            below = [folder / entry.name for entry in entries if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return  # lost+found of a disk is no one's to read
+    for path in below:
+        if (path / tail).is_file():
+            yield path
+        else:
+            yield from _find_below(path, tail)
 
 
 def shards_of(root: Anywhere, clips: Iterable[str]) -> tuple[int, ...]:

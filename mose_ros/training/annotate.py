@@ -83,13 +83,14 @@ def annotate(
     with tqdm(total=len(todo), desc='annotate', unit='clip', disable=not bar) as progress:
         jobs = [(chunk, target) for chunk in chunks]
         for results in fan_out(_annotate_clips, jobs, processes, address):
-            for name, error in results:
+            for folder, error in results:
                 if error:
+                    name = folder.relative_to(root).as_posix()
                     skipped[name] = error
                     _LOG.warning('skipped %s: %s', name, error)
             progress.update(len(results))
-    labelled = [folder for folder in folders if folder.name not in skipped]
-    data = _summarise(root, labelled, target, skipped)
+    names = [folder.relative_to(root).as_posix() for folder in folders]
+    data = _summarise(root, [one for one in names if one not in skipped], target, skipped)
     with file_beside(root / TOKENIZER) as partial:
         prompt.word_tokenizer(vocabulary()).save(str(partial))
     write_json(root / DATASET, data)
@@ -119,16 +120,16 @@ def _version(folder: Path) -> str:
             return ''  # broken, so it is written anew
 
 
-def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[str, str]]:
+def _annotate_clips(folders: Sequence[Path], target: Target) -> list[tuple[Path, str]]:
     results = []
     for folder in folders:
         try:
             lines = [json.dumps({'version': target.version})]
             lines += [json.dumps(one) for one in _annotate(ClipReader(folder), target)]
             write_text(folder / LABELS, '\n'.join(lines) + '\n')
-            results.append((folder.name, ''))
+            results.append((folder, ''))
         except ValueError as error:
-            results.append((folder.name, str(error)))
+            results.append((folder, str(error)))
     return results
 
 
@@ -193,12 +194,12 @@ def _trajectory(clip: ClipReader, index: int, target: Target):
     return np.stack([np.interp(times, known, points[:, axis]) for axis in (0, 1)], axis=1)
 
 
-def _summarise(root: Path, folders: Sequence[Path], target: Target, skipped) -> dict[str, Any]:
+def _summarise(root: Path, names: Sequence[str], target: Target, skipped) -> dict[str, Any]:
     """Count the labels of all clips and fit the normalisers."""
     counts: dict[str, Counter] = {'family': Counter(), 'camera': Counter()}
     trajectories, states, frames = [], [], 0
-    for folder in folders:
-        for record in read_labels(folder)[0]:
+    for name in names:
+        for record in read_labels(root, name)[0]:
             frames += 1
             counts['family'][record['family']] += 1
             counts['camera'][record['camera']] += 1
@@ -216,7 +217,7 @@ def _summarise(root: Path, folders: Sequence[Path], target: Target, skipped) -> 
             actions, proprio = normalizer(known, 'action'), normalizer(known, 'proprio')
             _LOG.info('kept the normalisers of %s; remove it to fit them anew', root / DATASET)
     return {
-        'clips': len(folders),
+        'clips': len(names),
         'frames': frames,
         'counts': {name: dict(sorted(count.items())) for name, count in counts.items()},
         'skipped': skipped,
@@ -240,9 +241,15 @@ def _fit_proprio(states) -> Normalizer:
     )
 
 
-def read_labels(folder: Anywhere) -> tuple[list[dict[str, Any]], list[str]]:
+def labelled(root: Anywhere) -> list[str]:
+    """Return the names of the clips that have labels, sorted: where they lie under the root, `Accident/Town03_...` too."""
+    found = (folder.relative_to(root).as_posix() for folder in storage.find(root, LABELS))
+    return sorted(name for name in found if name != '.')
+
+
+def read_labels(root: Anywhere, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the records of a clip's labels, and the names of lines that hold none, which are also in the log."""
-    lines = (folder / LABELS).read_bytes().splitlines()
+    lines = (root / name / LABELS).read_bytes().splitlines()
     records, broken = [], []
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -251,7 +258,7 @@ def read_labels(folder: Anywhere) -> tuple[list[dict[str, Any]], list[str]]:
                 raise ValueError(f'it lacks {", ".join(sorted(missing))}')
             records.append(record)
         except (ValueError, AttributeError) as error:
-            broken.append(f'{folder.name}/{LABELS}:{number}')
+            broken.append(f'{name}/{LABELS}:{number}')
             _LOG.warning('skipped %s: %s; remove the file and annotate again', broken[-1], error)
     return records, broken
 

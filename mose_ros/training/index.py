@@ -52,7 +52,7 @@ class Index:
     def load(cls, root: str | Anywhere, model: DriverConfig, rounds: int = 0) -> 'Index':
         """Read the labels of all annotated clips up to a DAgger round; ValueError when none are there or they fit another model."""
         root = storage.place(root)
-        names = [one for one in storage.names(root) if (root / one / annotate.LABELS).is_file()]
+        names = annotate.labelled(root)
         names = tuple(name for name in names if collect.round_of(name) <= rounds)
         if not names:
             raise ValueError(
@@ -60,7 +60,7 @@ class Index:
             )
         records, clip, broken = [], [], []
         for index, name in enumerate(names):
-            found, lost = annotate.read_labels(root / name)
+            found, lost = annotate.read_labels(root, name)
             records += found
             broken += lost
             clip += [index] * len(found)

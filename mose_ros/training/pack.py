@@ -18,6 +18,7 @@ from tqdm import tqdm
 from mose_ros.core.bundle import sha256
 from mose_ros.core.files import file_beside
 from mose_ros.data import shards, storage
+from mose_ros.data.clips import find_clips
 from mose_ros.data.remote import Remote
 from mose_ros.data.shards import INDEX, Index, Shard, Whole
 from mose_ros.training import annotate
@@ -86,33 +87,30 @@ def pack(
 
 def _clips(root: Path, bar: bool) -> list[Clip]:
     """Return the annotated clips; others are told and left out."""
-    found, left_out = [], []
-    for name in tqdm(storage.names(root), desc='look', unit='clip', disable=not bar):
-        folder = root / name
-        if (folder / annotate.LABELS).is_file():
-            found.append(Clip(name=name, files=dict(_files(folder))))
-        elif (folder / 'anno').is_dir():
-            left_out.append(name)
-    if left_out:
+    names = annotate.labelled(root)
+    known = {clip.relative_to(root).as_posix() for clip in find_clips(root)}
+    if left_out := sorted(known.difference(names)):
         text = ', '.join(left_out[:8]) + (' ...' if len(left_out) > 8 else '')
         _LOG.warning('left out %d clips without labels: %s', len(left_out), text)
-    if not found:
+    if not names:
         raise ValueError(
             f'{root} holds no annotated clip; run `python -m mose_ros.training annotate` first'
         )
-    return found
+    shown = tqdm(names, desc='look', unit='clip', disable=not bar)
+    return [Clip(name=name, files=dict(_files(root, name))) for name in shown]
 
 
-def _files(clip: Path) -> Iterator[tuple[str, int]]:
+def _files(root: Path, name: str) -> Iterator[tuple[str, int]]:
     """Yield the files of a clip that are read, by their names from the root, with their sizes."""
+    clip = root / name
     folders = [
         f'camera/{one}' for one in storage.names(clip / 'camera') if one.startswith(STREAMS)
     ]
-    yield f'{clip.name}/{annotate.LABELS}', (clip / annotate.LABELS).stat().st_size
+    yield f'{name}/{annotate.LABELS}', (clip / annotate.LABELS).stat().st_size
     for folder in ('anno', *folders):
-        for name in storage.names(clip / folder):
-            if not name.endswith('.partial'):
-                yield f'{clip.name}/{folder}/{name}', (clip / folder / name).stat().st_size
+        for file in storage.names(clip / folder):
+            if not file.endswith('.partial'):
+                yield f'{name}/{folder}/{file}', (clip / folder / file).stat().st_size
 
 
 def _group(clips: Sequence[Clip], limit: int, seed: int) -> list[list[Clip]]:

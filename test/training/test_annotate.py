@@ -23,7 +23,7 @@ def labels(root, name, xs, ys=0 * TIMES, others=()):
     write_official(root / name, xs, ys, others=others)
     target = annotate.Target(horizon=10, dt=0.2, data=Data(future='driven'))
     annotate.annotate(root, target, processes=0, bar=False)
-    return annotate.read_labels(root / name)[0]
+    return annotate.read_labels(root, name)[0]
 
 
 def skills(root, name, xs, others):
@@ -62,6 +62,19 @@ def test_the_scenario_says_what_geometry_cannot_see(tmp_path):
     assert planning(brakes[35]) == ('emergency_brake', 'emergency_brake', 'car')
     assert planning(vanilla[28]) == planning(unseen[0]) == ('normal', 'normal', '')
     assert {one['skills']['planning'] for one in unseen} == {'normal', 'overtaking'}
+
+
+def test_clips_in_folders_of_scenarios_are_told_apart(tmp_path):
+    for scenario in ('Accident', 'ParkingExit'):
+        write_official(tmp_path / scenario / 'Town12_Route1', STRAIGHT, AROUND)
+    (tmp_path / 'Accident/Town12_Route1/anno/00030.json.gz').write_bytes(b'cut')
+    target = annotate.Target(horizon=10, dt=0.2, data=Data(future='driven'))
+
+    found = annotate.annotate(tmp_path, target, processes=0, bar=False)
+
+    assert (found['clips'], list(found['skipped'])) == (1, ['Accident/Town12_Route1'])
+    assert found['counts']['family'] == {'ParkingExit': 60}
+    assert annotate.labelled(tmp_path) == ['ParkingExit/Town12_Route1']
 
 
 def test_code_that_makes_no_label_of_clips_does_not_void_them(monkeypatch):

@@ -17,6 +17,7 @@ pytest.importorskip('aiohttp', reason='training is an extra: pip install mose_ro
 
 from mose_ros.data import shards, storage  # noqa: E402
 from mose_ros.data.cache import Cache  # noqa: E402
+from mose_ros.data.clips import find_clips  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
 from mose_ros.training import annotate, collect, journal, loop, pack, stages  # noqa: E402
 from mose_ros.training.batches import Order, Window, load, validation_keys  # noqa: E402
@@ -206,6 +207,7 @@ def test_what_is_not_annotated_is_left_out_and_told(run, tmp_path, caplog):
     with pytest.raises(ValueError, match='is the data itself'):
         pack.pack(data, f'file://{data}', bar=False)
     (data / 'normal_00000/anno').mkdir()
+    (data / 'normal_00000/anno/00000.json.gz').touch()
     (data / 'normal_00000' / annotate.LABELS).unlink()
     index = pack.pack(data, tmp_path / 'out', bar=False)
     assert len(index.shards) == 1 and len(index.shards[0].clips) == CLIPS - 1
@@ -213,6 +215,21 @@ def test_what_is_not_annotated_is_left_out_and_told(run, tmp_path, caplog):
     (data / annotate.DATASET).unlink()
     with pytest.raises(ValueError, match='holds no dataset.json; run .* annotate'):
         pack.pack(data, tmp_path / 'other', bar=False)
+
+
+def test_clips_in_folders_of_scenarios_are_clips(run, tmp_path):
+    training, data = run
+    (data / 'LaneChange').mkdir()
+    (data / 'merging_00003').rename(data / 'LaneChange/Town03_Route1')
+    (data / 'notes').mkdir()  # no clip
+    pack.pack(data, tmp_path / 'packed', shard_mb=ONE_EACH, bar=False)
+    there = storage.place(tmp_path / 'packed')
+    clips = Index.load(there, stages.model_config(training, there)).clips
+    assert clips[0] == 'LaneChange/Town03_Route1' and len(clips) == CLIPS
+    assert [one.path for one in find_clips(there)] == [clips[0]]  # the others have no annotation
+    assert storage.names(there / 'LaneChange') == ['Town03_Route1'] != storage.names(there)
+    assert 'LaneChange' in storage.names(there) and storage.names(there / 'Lane') == []
+    assert everything(batches(training, there)) == everything(batches(training, data))
 
 
 def test_clips_for_validation_share_the_first_shards(run, packed):
