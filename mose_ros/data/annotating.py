@@ -78,7 +78,8 @@ def _actor_box(actor: Actor, scene: Scene) -> dict[str, Any]:
         if actor.kind == 'traffic_light':
             box['state'] = LIGHTS.index(actor.state)
         if actor.affects_ego:
-            x, y, yaw = point_at(scene.corridor.xy, scene.progress + actor.stop_distance)
+            front = scene.progress + scene.ego.size[0] / 2
+            x, y, yaw = point_at(scene.corridor.xy, front + actor.stop_distance)
             box['trigger_volume_location'] = [_round(x), _round(-y), 0.0]
             box['trigger_volume_rotation'] = [0.0, 0.0, round(math.degrees(actor.yaw - yaw), 3)]
             box['trigger_volume_extent'] = [0.5, LANE_WIDTH / 2, 1.0]

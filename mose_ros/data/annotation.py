@@ -46,9 +46,10 @@ def to_scene(
         raise ValueError('an annotation without `mose` needs a corridor made from the driven path')
     extra = extra or {}
     ego = ego_state(data)
+    front = progress + ego.size[0] / 2
     actors = []
     for box in data['bounding_boxes'][1:]:
-        actor = _actor(box, extra.get('actors', {}).get(str(box['id']), {}), corridor, progress)
+        actor = _actor(box, extra.get('actors', {}).get(str(box['id']), {}), corridor, front)
         if actor is not None:
             actors.append(actor)
     number = data['command_near']
@@ -99,7 +100,7 @@ def expert_trajectory(data: Mapping[str, Any]) -> Trajectory | None:
     return Trajectory(time=extra['time'], dt=plan['dt'], xy=np.asarray(plan['xy'], float))
 
 
-def _actor(box, extra, corridor: Corridor, progress: float) -> Actor | None:
+def _actor(box, extra, corridor: Corridor, front: float) -> Actor | None:
     kind = box['class']
     x, y, yaw, size = _pose(box)
     velocity, state, affects, stop = (0.0, 0.0), '', False, float('inf')
@@ -119,7 +120,7 @@ def _actor(box, extra, corridor: Corridor, progress: float) -> Actor | None:
             type_id = 'traffic.stop'
         if affects and 'trigger_volume_location' in box:
             place = box['trigger_volume_location']
-            stop = distance_along(corridor.xy, float(place[0]), -float(place[1])) - progress
+            stop = distance_along(corridor.xy, float(place[0]), -float(place[1])) - front
     elif kind != 'static':
         return None  # classes that Bench2Drive may add concern no rule of ours
     return Actor(

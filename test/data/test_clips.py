@@ -9,6 +9,7 @@ import pytest
 
 from mose_ros.core.rig import CAMERAS
 from mose_ros.core.types import Command, VehicleCommand
+from mose_ros.data import annotating, annotation
 from mose_ros.data.clips import ClipReader, ClipWriter, find_clips
 from test.data import moments
 
@@ -208,7 +209,27 @@ def test_bench2drive_reads_as_ours(tmp_path):
     assert parked.size[:2] == pytest.approx((4.6, 2.0))  # from its corners, across the road
     assert (lead.state, lead.velocity) == ('braking', (4.0, 0.0))
     assert walker.velocity == pytest.approx((0, 1.4))  # recorded as 0
-    assert light.state == 'yellow' and light.stop_distance == pytest.approx(20)
+    assert light.state == 'yellow' and light.stop_distance == pytest.approx(
+        20 - 2.2
+    )  # of its front
+
+
+def test_a_line_lies_where_bench2drive_has_it(tmp_path):
+    clip = write_clip(tmp_path / 'clip')
+    data = clip.annotation(1)
+    scene = annotation.to_scene(data)
+    del data['mose']  # as genuine ones are
+
+    foreign = annotation.to_scene(data, scene.corridor, scene.progress)
+
+    (kept,), (found,) = (
+        [one.stop_distance for one in which.actors if one.affects_ego]
+        for which in (scene, foreign)
+    )
+    assert kept == 21.5 and found == pytest.approx(kept, abs=0.01)
+    shorter = replace(scene, ego=replace(scene.ego, size=(2.5, 1.0, 1.0)))
+    moved = annotating.from_scene(shorter, {})['bounding_boxes'][5]['trigger_volume_location']
+    assert moved != data['bounding_boxes'][5]['trigger_volume_location']
 
 
 @pytest.mark.parametrize(
