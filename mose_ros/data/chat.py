@@ -9,6 +9,7 @@ which vLLM, Ollama and others speak too.
 import hashlib
 import json
 import logging
+import math
 import os
 import random
 import threading
@@ -267,16 +268,15 @@ class Client:
             self._closing.wait(delay)
 
     def _hold_back(self, attempt: int, asked_to_wait: float | None) -> None:
-        """Wait before the next attempt: what the server asks for, which holds for all threads, or exponentially longer."""
+        """Wait before the next attempt, exponentially longer, and no less than the server asks for, which holds for all threads."""
         jitter = random.uniform(0.5, 1.0)
+        delay = jitter * min(self.endpoint.backoff * 2 ** (attempt - 1), self.endpoint.backoff_max)
         if asked_to_wait is not None:
-            until = time.monotonic() + min(asked_to_wait, LONGEST_WAIT)
+            asked = min(asked_to_wait, LONGEST_WAIT)
             with self._lock:
-                self._not_before = max(self._not_before, until)
-            self._closing.wait(max(until - time.monotonic(), 0) + 0.1 * jitter)
-        else:
-            longest = self.endpoint.backoff_max
-            self._closing.wait(jitter * min(self.endpoint.backoff * 2 ** (attempt - 1), longest))
+                self._not_before = max(self._not_before, time.monotonic() + asked)
+            delay = max(delay, asked + 0.1 * jitter)
+        self._closing.wait(delay)
 
     # ---- memory ----
 
@@ -351,11 +351,12 @@ def _record(response) -> dict[str, Any] | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds a server asks to wait: a number, or a date (RFC 9110, 10.2.3)."""
-    if headers.get('retry-after-ms', '').isdigit():
+    if headers.get('retry-after-ms', '').isdecimal():
         return int(headers['retry-after-ms']) / 1000
     text = headers.get('retry-after', '').strip()
     try:
-        return max(float(text), 0.0)
+        seconds = float(text)
+        return None if math.isnan(seconds) else max(seconds, 0.0)
     except ValueError:
         pass
     try:

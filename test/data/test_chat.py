@@ -126,6 +126,22 @@ def test_a_server_that_sleeps_is_asked_again(tmp_path):
     assert client.bill()['retries']['timeout'] >= 1
 
 
+@pytest.mark.parametrize(('asked', 'waits'), [('0', [1, 2, 4]), ('3', [3, 3, 4])])
+def test_a_server_that_asks_for_no_patience_gets_some(tmp_path, monkeypatch, asked, waits):
+    refusal = (429, {'Retry-After': asked}, {'error': {'message': 'slow down'}})
+    waited = []
+
+    with ChatServer(lambda body, _: refusal) as server:
+        client = client_of(server, tmp_path, attempts=4, backoff=1.0)
+        monkeypatch.setattr(client._closing, 'wait', waited.append)
+        monkeypatch.setattr(client, '_wait_turn', lambda: None)
+        monkeypatch.setattr(chat.random, 'uniform', lambda low, high: high)
+        with pytest.raises(Unanswered, match='4 attempts, the last one: 429'):
+            client.ask(QUESTION)
+
+    assert waited == pytest.approx(waits, abs=0.15)
+
+
 def test_a_rate_limit_holds_for_all_threads(tmp_path):
     times = []
 
@@ -220,6 +236,9 @@ def test_retry_after_is_seconds_or_a_date():
 
     assert chat._retry_after({'retry-after': '2.5'}) == 2.5
     assert 25 < chat._retry_after({'retry-after': soon}) <= 30
+    past = format_datetime(datetime.now(timezone.utc) - timedelta(seconds=30), usegmt=True)
+    assert chat._retry_after({'retry-after': past}) == 0.0
+    assert chat._retry_after({'retry-after': 'nan'}) is None
     assert chat._retry_after({}) is None
     assert chat._retry_after({'retry-after': 'later'}) is None
 
