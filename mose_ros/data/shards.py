@@ -16,6 +16,7 @@ import io
 import json
 import logging
 import queue
+import re
 import tarfile
 import threading
 import zlib
@@ -33,6 +34,8 @@ from mose_ros.core.bundle import sha256
 _LOG = logging.getLogger(__name__)
 INDEX = 'shards.json'
 FORMAT = 1
+_FILE_NAME = re.compile(r'(?!\.{1,2}$)[^/\\\0]+')
+_SHA256 = re.compile('[0-9a-f]{64}')
 _BLOCK = 512  # of tar
 _ANY_BYTES = 'surrogateescape'  # labels that are broken stay as they are
 
@@ -47,11 +50,19 @@ class BrokenShard(OSError):
 
 @dataclass(frozen=True, kw_only=True)
 class Whole:
-    """A file that is read or fetched as a whole."""
+    """A file that is read or fetched as a whole; ValueError where that is no plain file, for both names become paths here."""
 
     name: str
     size: int
     sha256: str
+
+    def __post_init__(self):
+        if not isinstance(self.name, str) or not _FILE_NAME.fullmatch(self.name):
+            raise ValueError(f'{self.name!r} is no plain file name')
+        if type(self.size) is not int or self.size < 0:
+            raise ValueError(f'{self.name}: a size of {self.size!r}')
+        if not isinstance(self.sha256, str) or not _SHA256.fullmatch(self.sha256):
+            raise ValueError(f'{self.name}: {self.sha256!r} is no sha256')
 
     @classmethod
     def of(cls, path: Path) -> 'Whole':

@@ -1,6 +1,7 @@
 """Clips are read alike from a folder, from one that fsspec reaches, and from shards in either."""
 
 import hashlib
+import json
 import shutil
 
 import numpy as np
@@ -102,6 +103,28 @@ def test_a_place_is_used_like_a_path(anywhere):
         clip = ClipReader(anywhere / CLIPS[0])
         clip.folder = anywhere / 'nothing'
         clip.image(2, 'front')
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'told'),
+    [
+        ({'name': '../notes.txt'}, "'../notes.txt' is no plain file name"),
+        ({'name': '..'}, 'no plain file name'),
+        ({'name': '/etc/passwd'}, 'no plain file name'),
+        ({'sha256': '../../../etc/passwd'}, 'no sha256'),
+        ({'sha256': 'A' * 64}, 'no sha256'),
+        ({'size': -1}, 'a size of -1'),
+        ({'size': '12'}, "a size of '12'"),
+    ],
+)
+def test_an_index_names_no_file_outside_of_its_folder(packed, wrong, told):
+    path = packed / shards.INDEX
+    data = json.loads(path.read_text())
+    assert storage.local_file(storage.place(packed) / 'notes.txt').is_file()
+    data['files'][0] |= wrong
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=f'shards.json is no index of shards .*{told}'):
+        storage.place(packed)
 
 
 @pytest.mark.parametrize('ranges', [False, True])
