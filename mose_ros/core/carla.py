@@ -21,6 +21,7 @@ ANTENNA_X = -1.4  # m from the body's centre: where Bench2Drive's agents have GN
 MAX_ACCELERATION, MAX_TURN_RATE, MAX_SPEED = 200.0, 50.0, 150.0  # SI; more is no car's measurement
 JUMP_M, JUMPS = 30.0, 10  # a fix this far off is not believed, so many in a row are
 MIN_SPAN_M = 20.0  # of a route, below which its fixes don't tell a scale
+SAME_SCALE = 0.2  # share by which a poor fit of a scale may be off, for its sign to be believed
 EGO_VEHICLE = 'vehicle.lincoln.mkz_2020'  # what Leaderboard 2 and Bench2Drive drive
 WHEEL_ANGLE = 1.2217  # rad of that vehicle's front wheels at steer 1, standing: vehicle_info's max_steer_angle
 
@@ -177,7 +178,8 @@ class GeoFrame:
     ) -> 'GeoFrame':
         """Return the frame in which a route's latitudes and longitudes are its points; ValueError if it is too short.
 
-        Mercator keeps angles, so an axis along which the route hardly extends takes the other one's scale.
+        Mercator keeps angles, so an axis along which the route hardly extends takes the other one's scale; the sign of its
+        own tells a mirrored map as long as its size is about right.
         """
         is_sound = (np.abs(degrees) <= (89.0, 360.0)).all() and (np.abs(points) <= 1e8).all()
         if not is_sound:  # NaN neither
@@ -198,7 +200,9 @@ class GeoFrame:
             scales = (d * p).sum(0) / (d * d).sum(0)
         for axis in (0, 1):
             if spans[axis] < MIN_SPAN_M:
-                scales[axis] = abs(scales[1 - axis])
+                scale = abs(scales[1 - axis])
+                mirrored = abs(scales[axis] + scale) < SAME_SCALE * scale  # not so if it is NaN
+                scales[axis] = -scale if mirrored else scale
         if not np.isfinite(scales).all() or not scales.all():
             raise ValueError('the fixes of the global plan do not move as its places do')
         offsets = centre - scales * middle

@@ -129,6 +129,22 @@ def test_a_straight_route_borrows_the_scale_of_its_other_axis():
         words.GeoFrame.fit(fixes, places * 1e9)
 
 
+@pytest.mark.parametrize('mirrored', [False, True])
+def test_a_nearly_straight_route_tells_a_mirrored_map(mirrored):
+    known = words.GeoFrame.at(42.0, 2.0, mirrored=mirrored)
+
+    def fix(x, y):
+        return leaderboard_fix(x, y if mirrored else -y)
+
+    bent = np.array([[10.0, 0.0], [80.0, 2.0], [200.0, 5.0]])  # 5 m across
+    frame = words.GeoFrame.fit(np.array([fix(x, y) for x, y in bent]), bent)
+    assert frame.y_scale == pytest.approx(known.y_scale, rel=1e-4)
+    assert frame.point(*fix(100.0, 60.0)) == pytest.approx((100.0, 60.0), abs=0.05)
+    straight = bent * (1, 0)  # nothing tells the side, so it is CARLA's usual one
+    frame = words.GeoFrame.fit(np.array([fix(x, y) for x, y in straight]), straight)
+    assert frame.y_scale == pytest.approx(abs(known.y_scale), rel=1e-4)
+
+
 def test_fixes_of_the_real_map_come_back_as_places():
     carla = pytest.importorskip('carla', reason=REASON)
     road = carla.Map('road', ROAD)
