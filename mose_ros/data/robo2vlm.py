@@ -193,7 +193,8 @@ class _Lines:
 
     def __init__(self, path: Path):
         self.path = path
-        self._lines = path.read_text(encoding='utf-8').splitlines()
+        # at \n alone: JSON leaves U+2028 and its like as they are inside of a text
+        self._lines = [line for line in path.read_bytes().split(b'\n') if line.strip()]
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -344,6 +344,17 @@ def test_robo2vlm_in_lines(tmp_path):
     (tmp_path / 'train.jsonl').write_text('\n'.join(rows) + '\n')
 
     assert_robot_rules(robo2vlm.Robo2VlmSource(tmp_path, ROBOT))
+    odd = [
+        *rows,
+        '',
+        json.dumps({**ROWS[3], 'question': 'Is it\u2028 raining?\x85'}, ensure_ascii=False),
+    ]
+    (tmp_path / 'odd').mkdir()
+    (tmp_path / 'odd/train.jsonl').write_bytes('\r\n'.join([*odd, ' ', '{"id":']).encode())
+    source = robo2vlm.Robo2VlmSource(tmp_path / 'odd', ROBOT)
+    assert len(source) == 6 and '\u2028 raining?\x85' in source.sample(4).facts['question']
+    with pytest.raises(ValueError, match='train.jsonl, row 5 is no JSON'):
+        source.sample(5)
     with pytest.raises(ValueError, match='neither test-'):
         robo2vlm.Robo2VlmSource(tmp_path, ROBOT, 'test')
     with pytest.raises(ValueError, match="no level 'perception'|no skill"):
