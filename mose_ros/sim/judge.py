@@ -14,6 +14,7 @@ from mose_ros.sim.scenarios import Episode
 from mose_ros.sim.traffic import DT, Body, Moment, corners, overlap
 
 BLOCKED_S = 30.0
+QUEUE_M = 30.0  # before the line of a light, within which one who stands waits for it
 STOP_SPEED, STOP_ZONE_M = 0.3, 4.0
 OFF_ROAD_M = 0.3  # the ego's centre may be this far beyond the edge
 DEVIATION_M = 15.0
@@ -170,8 +171,9 @@ class Judge:
 
     def _patience(self, moment: Moment, where: str) -> str:
         waits = any(
-            light.state in ('red', 'yellow') and light.for_ego and not light.passed
+            light.state in ('red', 'yellow') and 0 <= light.line - moment.ego_front < QUEUE_M
             for light in self._episode.lights
+            if light.for_ego and not light.passed
         )
         standing = abs(moment.ego.speed) < 0.1 and not waits
         self._standing = self._standing + DT if standing else 0.0

@@ -154,6 +154,16 @@ def test_red_is_judged_at_the_line_and_green_is_free(world):
     assert all(state in ('green', 'yellow') for state in free)
 
 
+@pytest.mark.parametrize(('metres', 'ending'), [(45, 'got blocked'), (20, 'timed out')])
+def test_who_stands_far_from_a_light_does_not_wait_for_it(world, metres, ending):
+    scene = find(world, 'traffic_sign', lambda s: any(a.state == 'red' for a in s.actors))
+    scene, _ = near_light(world, scene, metres)
+    while not world.outcome.done:
+        world.step(STOP)
+    assert world.outcome.status == f'Failed - Agent {ending}'
+    assert world.outcome.score == pytest.approx(100 * world.outcome.route_completion)
+
+
 def test_yellow_lasts_three_seconds(world):
     scene = find(world, 'traffic_sign', lambda s: any(a.state == 'green' for a in s.actors))
     light = next(a.id for a in scene.actors if a.state == 'green')
