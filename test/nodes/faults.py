@@ -189,6 +189,10 @@ def _nan(msg):
     msg.pose.pose.position.x = math.nan
 
 
+def _dead_speed(msg):
+    msg.twist.twist.linear.x = 0.0
+
+
 def _shift(seconds):
     def change(msg):
         msg.header.stamp = shifted(msg.header.stamp, seconds)
@@ -242,6 +246,7 @@ def all_faults() -> list[Fault]:
         'frozen, same stamp': _frozen_odometry(False),
         'frozen, new stamps': _frozen_odometry(True),
         'jumping by 20 m': _jumping,
+        'speed of 0, though it moves': _odd_odometry(_dead_speed),
         'stamps from the future': _odd_odometry(_shift(5.0)),
         'stamps from the past': _odd_odometry(_shift(-5.0)),
     }

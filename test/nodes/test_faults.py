@@ -14,6 +14,7 @@ SHORT = (
     'other camera: noise',
     'odometry: not finite',
     'odometry: jumping by 20 m',
+    'odometry: speed of 0, though it moves',
     'route: 100 km away',
     'bundle swapped',
     'disk full',
