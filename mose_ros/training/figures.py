@@ -96,6 +96,9 @@ def draw_chains(found: Mapping[str, Any]) -> Figure:
     return figure
 
 
+MEASURES = {'language': 'F1'}  # what all panels of a table show, where that is one thing
+
+
 def draw_table(found: Mapping[str, Any]) -> Figure:
     """Draw a panel for each figure of a table: curves over the share of the data, bars where all rows had the same.
 
@@ -132,6 +135,7 @@ def draw_table(found: Mapping[str, Any]) -> Figure:
             panel.margins(x=0.08)
             panel.set_xlabel('share of the training clips')
     if are_curves:
+        panels[0].set_ylabel(MEASURES.get(found['table'], ''))
         marks = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
         figure.legend(marks.values(), marks, loc='outside lower center', ncols=5, frameon=False)
     else:

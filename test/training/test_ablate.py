@@ -58,6 +58,7 @@ def test_a_table_has_mean_and_spread_over_seeds(typed, tmp_path):
     picture = draw_table(made)
     titles = [panel.get_title() for panel in picture.axes]
     assert titles == ['perception', 'prediction', 'planning', 'mean']
+    assert [panel.get_ylabel() for panel in picture.axes] == ['F1', '', '', '']
     sft, mose = picture.axes[2].lines  # the mean over seeds at each share
     assert sft.get_ydata() == pytest.approx([0.55, 0.55])
     assert mose.get_ydata() == pytest.approx([0.80, 0.80])
@@ -72,6 +73,7 @@ def test_a_table_of_one_share_has_bars(tmp_path):
     ]
     made = {'table': 'driving', 'figures': ['success_rate'], 'rows': cells, 'cells': cells}
     [panel] = draw_table(made).axes
+    assert panel.get_ylabel() == ''
     assert [bar.get_width() for bar in panel.patches] == pytest.approx([0.6, 0.8])
     assert [one.get_text() for one in panel.get_yticklabels()] == ['all', 'routed']
     with pytest.raises(ValueError, match='no cell of the table driving is made'):
