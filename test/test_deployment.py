@@ -21,7 +21,15 @@ KEYS = {
     'python3-pytest',
     'python3-yaml',
 }
-PACKAGES = {'ament_index_python', 'launch', 'launch_ros', 'rclpy', 'ros2launch'}
+PACKAGES = {
+    'ament_index_python',
+    'launch',
+    'launch_ros',
+    'rclpy',
+    'ros2bag',
+    'ros2launch',
+    'rviz2',
+}
 OPTIONAL = {'carla_msgs'}  # no distribution has it
 WITHOUT_KEY = {'jaxtyping', 'tokenizers'}
 
