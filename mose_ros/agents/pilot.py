@@ -4,8 +4,6 @@ Tick by tick: place the vehicle, look and plan at every second tick (10 Hz of 20
 and brakes as that of the ROS graph does. Knows neither the carla module nor a server, so the same ticks give the same commands anywhere.
 """
 
-import dataclasses
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from jaxtyping import UInt8
 
+from mose_ros.agents import settings
 from mose_ros.core import carla
 from mose_ros.core.controller import Caution, Controller
 from mose_ros.core.navigation import EgoHistory, RouteFollower, smooth
@@ -57,29 +55,7 @@ class AgentConfig:
     @classmethod
     def load(cls, path: str | Path) -> 'AgentConfig':
         """Read a YAML file; ValueError names the file and what is wrong in it. The bundle's path is made absolute."""
-        path = Path(path)
-        try:
-            data = yaml.safe_load(path.read_text(encoding='utf-8')) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f'{path} cannot be read as YAML: {error}') from None
-        fields = {field.name: field.type for field in dataclasses.fields(cls)}
-        if not isinstance(data, dict):
-            raise ValueError(f'{path} holds no settings; known: {", ".join(fields)}')
-        for name, value in data.items():
-            if name not in fields:
-                near = difflib.get_close_matches(str(name), fields, n=1)
-                hint = f'did you mean {near[0]!r}?' if near else f'known: {", ".join(fields)}'
-                raise ValueError(f'{path}: unknown setting {name!r}; {hint}')
-            if fields[name] is float and type(value) is int:
-                data[name] = value = float(value)
-            if type(value) is not fields[name]:
-                kind = fields[name].__name__
-                raise ValueError(f'{path}: {name} must be {kind}, not {value!r}')
-        try:
-            config = cls(**data)
-        except ValueError as error:
-            raise ValueError(f'{path}: {error}') from None
-        return dataclasses.replace(config, bundle=str((path.parent / config.bundle).resolve()))
+        return settings.load(cls, path, paths=('bundle',))
 
 
 @dataclass(frozen=True, kw_only=True)

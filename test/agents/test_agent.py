@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -265,15 +266,50 @@ def test_a_command_becomes_carlas_control(module):
     assert not (control.hand_brake or control.reverse or control.manual_gear_shift)
 
 
-def test_the_ros_agent_names_what_is_launched(module):
+def ros_agent(monkeypatch, module, config):
+    """Return the agent over ROS 2, in an evaluator that was started with that --agent-config."""
     module()
     import mose_ros.agents.mose_ros_agent as found
 
-    agent = getattr(found, found.get_entry_point())('localhost', 2000)
+    monkeypatch.setattr(
+        sys, 'argv', ['evaluator.py', '--agent', 'x.py', f'--agent-config={config}']
+    )
+    return getattr(found, found.get_entry_point())('localhost', 2000)
+
+
+def test_the_ros_agent_names_what_is_launched(module, monkeypatch):
+    agent = ros_agent(monkeypatch, module, '')
     agent.setup('')
     assert agent.launched['package'] == 'mose_ros' and agent.track is stand_in.Track.SENSORS
+    assert agent.launched['parameters'] == {'platform': 'leaderboard', 'role_name': 'hero'}
     assert (ROOT / 'launch' / agent.launched['launch_file']).is_file()
     assert {'gnss', 'imu', 'speedometer', 'rgb_front'} <= {one['id'] for one in agent.sensors()}
+
+
+def test_the_ros_agent_launches_the_network_of_its_file(module, monkeypatch, tmp_path):
+    path = tmp_path / 'ros_agent.yaml'
+    path.write_text('bundle: models/mine\nbackend: onnxruntime\nparams_file: mine.yaml')
+    agent = ros_agent(monkeypatch, module, path)
+    agent.setup(f'{path}+route_7')  # as Bench2Drive says it
+    launched = agent.launched['parameters']
+    assert launched['bundle'] == str(tmp_path / 'models/mine')
+    assert launched['params_file'] == str(tmp_path / 'mine.yaml')
+    assert launched['backend'] == 'onnxruntime' and launched['platform'] == 'leaderboard'
+    launch_file = (ROOT / 'launch/drive.launch.py').read_text()
+    assert all(f"    '{name}': (" in launch_file for name in launched)
+
+
+def test_the_ros_agent_ignores_no_setting(module, monkeypatch, tmp_path):
+    with pytest.raises(ValueError, match="unknown setting 'threads'"):  # of the agent in process
+        ros_agent(monkeypatch, module, ROOT / 'config/carla/agent.yaml')
+    agent = ros_agent(monkeypatch, module, '')
+    with pytest.raises(ValueError, match='other.yaml: the nodes were launched before'):
+        agent.setup('other.yaml')
+
+
+def test_the_ros_agents_shipped_configuration_launches_the_shipped_bundle(module, monkeypatch):
+    agent = ros_agent(monkeypatch, module, ROOT / 'config/carla/ros_agent.yaml')
+    assert (Path(agent.launched['parameters']['bundle']) / 'manifest.json').is_file()
 
 
 # ---- the configuration ----
