@@ -10,6 +10,8 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from mose_ros.engine.engine_cache import VARIABLE
+
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = ROOT / 'docker/Dockerfile'
 UNIT = ROOT / 'config/systemd/mose_ros.service'
@@ -77,12 +79,15 @@ def test_each_image_has_a_pinned_base_and_a_known_distribution():
         image, _, tag = arguments['BASE'].rpartition(':')
         assert image and tag and tag != 'latest', name
         assert arguments['ROS_DISTRO'] in ('humble', 'jazzy')
+        assert (
+            service['user'] == arguments['MOSE_UID']
+        )  # else shared memory, home and cache are another's
         assert (ROOT / 'docker' / service['build']['context']).resolve() == ROOT
         assert service['ipc'] == service['network_mode'] == 'host'
     assert images['orin6']['build']['args']['ROS_DISTRO'] == 'humble'
     assert 'l4t' in images['orin6']['build']['args']['BASE']
     declared = {words.split('=')[0] for name, words in instructions() if name == 'ARG'}
-    assert {'BASE', 'ROS_DISTRO'} <= declared
+    assert {'BASE', 'ROS_DISTRO', 'MOSE_UID'} <= declared
 
 
 def test_the_dockerfile_keeps_the_rules_that_hadolint_knows():
@@ -145,6 +150,19 @@ def test_the_unit_comes_back_whatever_happens():
     assert lines['Restart'] == 'always' and lines['StartLimitIntervalSec'] == '0'
     assert lines['KillSignal'] == 'SIGINT' and int(lines['LimitNOFILE']) >= 1024
     assert lines['WantedBy'] == 'multi-user.target' and lines['User'] != 'root'
+
+
+def test_engines_are_built_where_the_user_may_write():
+    [image] = [
+        re.search(f'{VARIABLE}=(\\S+)', words)[1]
+        for name, words in instructions()
+        if name == 'ENV' and VARIABLE in words
+    ]
+    assert f'VOLUME {image}' in DOCKERFILE.read_text()
+    assert all(f'engines:{image}' in service['volumes'] for service in services().values())
+    unit = UNIT.read_text()
+    cache = re.search(r'^CacheDirectory=(.*)$', unit, re.M)[1]
+    assert f'Environment={VARIABLE}=/var/cache/{cache}\n' in unit
 
 
 @pytest.mark.skipif(not shutil.which('systemd-analyze'), reason='systemd is not installed')
