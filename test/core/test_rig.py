@@ -1,3 +1,6 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,3 +40,13 @@ def test_an_unknown_camera_is_named_with_those_that_are_there():
     assert rig.camera('front').name == 'front'
     with pytest.raises(ValueError, match="no camera 'roof'; the rig has front, front_left"):
         rig.camera('roof')
+
+
+def test_the_vehicles_page_says_where_cameras_are_mounted():
+    page = (Path(__file__).parents[2] / 'docs/vehicle.md').read_text()
+    found = re.findall(r'^\| `(\w+)`((?: \| -?[\d.]+){5}) \|$', page, re.M)
+    told = {name: [float(one) for one in numbers.split(' | ')[1:]] for name, numbers in found}
+    assert told == {
+        one.name: pytest.approx([one.x, one.y, one.z, *np.rad2deg([one.yaw, one.fov])])
+        for one in rig.RIG
+    }
