@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mose_ros.nodes import interfaces
+from mose_ros.nodes import drive, interfaces
 
 ROOT = Path(__file__).parents[2]
 PAGE, LAUNCH = ROOT / 'docs/interfaces.md', ROOT / 'launch/drive.launch.py'
@@ -53,3 +53,15 @@ def test_every_service_of_ours_is_explained_and_offered(nodes):
         if one.srv_type.__module__.startswith('std_srvs')
     }
     assert named == offered == {'set_enabled', 'reset', 'reload_bundle', 'explain'}
+
+
+def test_what_the_troubleshooting_quotes_is_said_by_the_code():
+    page = (ROOT / 'docs/interfaces.md').read_text()
+    table = page.split('## Troubleshooting')[1].split('\n## ')[0]
+    quoted = re.findall(r'^\| `([^|]*)` \|', table, re.M)
+    assert len(quoted) > 10
+    sources = [*(ROOT / 'mose_ros').rglob('*.py'), ROOT / 'scripts/environment.sh']
+    said = '\n'.join(path.read_text() for path in sources)
+    said = said.replace('{START_LIMIT_S:.0f}', f'{drive.START_LIMIT_S:.0f}')
+    for text in quoted:
+        assert all(part.strip() in said for part in text.split('...')), text
