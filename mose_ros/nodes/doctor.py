@@ -1,7 +1,7 @@
 """What is wrong, and what helps: looks at the machine, then listens to the graph for a few seconds and changes nothing.
 
     python -m mose_ros.nodes.doctor                                   # or: ros2 run mose_ros doctor
-    python -m mose_ros.nodes.doctor --params-file config/vehicle.yaml  # before our nodes are started: cameras and machine
+    python -m mose_ros.nodes.doctor --platform vehicle --params-file mine.yaml  # before our nodes run: cameras and machine
 
 Exit status: 0 nothing is broken, 1 something is, 2 the arguments are wrong. The rules are in `diagnosis` and `machine`.
 """
