@@ -136,13 +136,17 @@ class TextAttention(Qwen2VLAttention):
         angles: tuple[Tensor, Tensor],
         past: tuple[Tensor, Tensor] | None,
         bias: Float[Tensor, '1 1 T*H/G T'] | None,
-    ) -> tuple[Float[Tensor, 'B T D'], Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]:
+        newest: bool = False,
+    ) -> tuple[Float[Tensor, 'B #T D'], Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]:
         """Return the attended tokens and their own keys and values; with a past, hidden is ONE token behind it.
 
         bias: what hides the future where this is exported.
+        newest: attend for the last token alone, which sees all.
         """
         exporting = torch.compiler.is_exporting()
         q, k, v = (self.project_at_once if exporting else self.project)(hidden, angles)
+        if newest:
+            q, bias = q[:, :, -1:], None
         all_k, all_v = (
             (k, v)
             if past is None
@@ -150,7 +154,7 @@ class TextAttention(Qwen2VLAttention):
         )
         if exporting:
             return self.o_proj(attend_in_products(q, all_k, all_v, bias)), k, v
-        return self.o_proj(attend(q, all_k, all_v, causal=past is None)), k, v
+        return self.o_proj(attend(q, all_k, all_v, causal=past is None and not newest)), k, v
 
     def project(self, hidden, angles) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, heads, T, d)."""

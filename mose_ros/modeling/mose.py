@@ -40,12 +40,16 @@ class DecoderLayer(Qwen2VLDecoderLayer):
         if mixture is not None:
             self.mlp = mixture
 
-    def forward(self, hidden, angles, past, bias, chosen, is_image):
+    def forward(self, hidden, angles, past, bias, chosen, is_image, newest=False):
         """Return the layer's output, its keys and values, and the probabilities of a token mixture, else None.
 
         chosen: (B, 1), only where it is a skill mixture.
+        newest: only the last token has an output; keys and values are of all.
         """
-        seen, k, v = self.self_attn(self.input_layernorm(hidden), angles, past, bias)
+        seen, k, v = self.self_attn(self.input_layernorm(hidden), angles, past, bias, newest)
+        if newest:
+            hidden = hidden[:, -1:]
+            is_image = None if is_image is None else is_image[:, -1:]
         hidden = hidden + seen
         inner = self.post_attention_layernorm(hidden)
         if chosen is not None:
@@ -60,7 +64,7 @@ class DecoderLayer(Qwen2VLDecoderLayer):
 class Decoded:
     """What the decoder gives for B texts of T tokens: L layers, G key/value heads of width d, S levels."""
 
-    hidden: Float[Tensor, 'B T D']  # after the last norm, before the head
+    hidden: Float[Tensor, 'B #T D']  # after the last norm, before the head; or of the newest token
     keys: Sequence[Float[Tensor, 'B G T d']]  # of each layer, of these tokens only
     values: Sequence[Float[Tensor, 'B G T d']]
     skills: Int64[
@@ -68,7 +72,7 @@ class Decoded:
     ]  # what each router chose; R = S with router_scope 'level'; no routers: S zeros
     scores: Sequence[Float[Tensor, 'B E_r']]  # of each router; empty when skills were given
     gates: Sequence[
-        Float[Tensor, 'B T E']
+        Float[Tensor, 'B #T E']
     ]  # of each token mixture: the probability of each expert
 
 
@@ -185,6 +189,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         prompt_mask: Float[Tensor, 'B T'],
         *,
         forced: Int64[Tensor, 'B S'] | None = None,
+        newest: bool = False,
     ) -> Decoded:
         """Run the decoder over texts with their views, from the beginning; see `forward`."""
         return self(
@@ -193,6 +198,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
             prompt_mask,
             is_image=self.is_image(input_ids),
             forced=forced,
+            newest=newest,
         )
 
     def forward(
@@ -205,12 +211,14 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         forced: Int64[Tensor, 'B S'] | None = None,
         skills: Int64[Tensor, 'B R'] | None = None,
         past: Sequence[tuple[Tensor, Tensor]] | None = None,
+        newest: bool = False,
     ) -> Decoded:
         """Run the decoder over embedded tokens.
 
         At prefill the routers read the tokens of `prompt_mask`; `forced` overrides them where it is not -1. Behind a
         `past` (keys and values of each layer) come one token and the `skills` that were chosen for it. Expert groups need
-        `is_image` at prefill; what is decoded is text.
+        `is_image` at prefill; what is decoded is text. `newest`: only the last token's hidden state is asked for, so of
+        the others the last layer computes keys and values alone.
         """
         decoder = self.model.language_model
         if self.grouped and past is None and is_image is None:
@@ -236,7 +244,8 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
                 decided.append(own)
             chosen = None if router is None else decided[router]
             own_past = None if past is None else past[index]
-            hidden, k, v, gate = layer(hidden, angles, own_past, hides, chosen, is_image)
+            ends = newest and index == len(decoder.layers) - 1
+            hidden, k, v, gate = layer(hidden, angles, own_past, hides, chosen, is_image, ends)
             keys.append(k)
             values.append(v)
             if gate is not None:

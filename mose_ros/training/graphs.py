@@ -60,7 +60,12 @@ class Prefill(Graph):
         everyone = torch.ones_like(input_ids, dtype=torch.float32)
         with steered(self.driver, skill_override):
             done = vlm.read(
-                input_ids, embeds[None], position_ids, everyone, forced=skill_override[None]
+                input_ids,
+                embeds[None],
+                position_ids,
+                everyone,
+                forced=skill_override[None],
+                newest=True,
             )
         logits = vlm.lm_head(done.hidden[:, -1]).float()
         # without skill routers: 'general' on each level

@@ -160,6 +160,27 @@ def test_decoding_token_by_token_equals_reading_at_once(scope):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    'mose', [{}, {'expert_groups': True}, {'routing': 'token'}], ids=['skill', 'groups', 'token']
+)
+def test_the_newest_token_is_read_as_among_all(mose):
+    config, network = make(**mose)
+    for parameter in network.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = config.fake_batch(2)
+    embeds = torch.randn(2, 2, config.vision.tokens, config.decoder.width)
+    mask = torch.ones_like(batch.input_ids, dtype=torch.float32)
+    whole = network.read(batch.input_ids, embeds, batch.position_ids, mask)
+    newest = network.read(batch.input_ids, embeds, batch.position_ids, mask, newest=True)
+
+    torch.testing.assert_close(newest.hidden, whole.hidden[:, -1:], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(newest.keys, whole.keys)
+    torch.testing.assert_close(newest.values, whole.values)
+    torch.testing.assert_close(newest.scores, whole.scores)
+    assert not torch.allclose(newest.hidden, whole.hidden[:, -2:-1], atol=1e-2)
+
+
+@torch.no_grad()
 def test_samples_go_to_their_experts():
     torch.manual_seed(0)
     mixture = SkillMixture(8, 16, 3, 0.5)
