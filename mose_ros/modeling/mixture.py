@@ -67,7 +67,8 @@ class SkillMixture(Qwen2MLP):
                 mixed = picked
             else:
                 mixed = mixed + weights[..., k].view(len(x), -1, 1) * picked
-        return torch.lerp(shared, mixed.to(shared.dtype), self.expert_weight)
+        # not lerp, which an export spells out in six operators; scales are part of a product
+        return (1 - self.expert_weight) * shared + self.expert_weight * mixed.to(shared.dtype)
 
 
 class TokenMixture(SkillMixture):

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import onnx
+import onnxruntime
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import graphs
 
 LEVELS = {'planning': {'general': '', 'normal': '', 'give_way': ''}}
-LAYERS = 2
+LAYERS, WEIGHT, ACTION_WEIGHT = 2, 0.75, 0.625  # of the chosen expert
 
 
 @pytest.fixture(scope='module')
@@ -23,7 +25,8 @@ def driver():
         'nano',
         taxonomy=Taxonomy(LEVELS),
         decoder=replace(nano.decoder, layers=LAYERS),
-        mose=MoseConfig(layers=((0,),)),
+        mose=MoseConfig(layers=((0,),), expert_weight=WEIGHT),
+        action=replace(nano.action, expert_weight=ACTION_WEIGHT),
     )
     return MoseDriver(config).eval().requires_grad_(False)
 
@@ -54,3 +57,37 @@ def test_the_last_layer_of_a_prompt_goes_on_with_its_last_token(traced):
         'tokens'
     ] * 5  # queries with keys and values, the way out of attention, three of the FFN
     assert rows(traced['prefill']) == [*everyone, 'tokens', *[1] * 4]
+
+
+def optimised(model, folder):
+    """Return what ONNX Runtime makes of a graph, as nodes."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / 'optimised.onnx')
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=['CPUExecutionProvider']
+    )
+    found = onnx.load(folder / 'optimised.onnx')
+    return [node for graph in graphs.subgraphs(found.graph) for node in graph.node]
+
+
+def scales(nodes):
+    """Return by what the products of these nodes are multiplied, where they are."""
+    found = [
+        (one.f, any(a.name == 'transB' and a.i for a in node.attribute))
+        for node in nodes
+        if node.op_type == 'FusedMatMul'
+        for one in node.attribute
+        if one.name == 'alpha'
+    ]
+    return [pytest.approx(alpha) for alpha, turned in found if not turned], [
+        pytest.approx(alpha) for alpha, turned in found if turned
+    ]
+
+
+@pytest.mark.parametrize('graph', ['prefill', 'decode', 'action'])
+def test_the_share_of_the_common_expert_is_part_of_its_product(traced, tmp_path, graph):
+    nodes = optimised(traced[graph], tmp_path)
+    weighed, _ = scales(nodes)
+    assert weighed == [1 - (ACTION_WEIGHT if graph == 'action' else WEIGHT)]
+    assert graph != 'decode' or 'Where' not in [node.op_type for node in nodes]
