@@ -79,10 +79,11 @@ def attend_in_products(
 
     The queries of one key stand below one another, so that no key is copied. In float16 logits and softmax are float32.
     """
-    q, shape = q * q.shape[-1] ** -0.5, q.shape
+    shape = q.shape
     if shape[1] != k.shape[1]:
         q = q.reshape(shape[0], k.shape[1], -1, shape[3])
-    scores = q @ k.transpose(2, 3)
+    # right before the product, where ONNX Runtime takes a factor into it
+    scores = (q * shape[3] ** -0.5) @ k.transpose(2, 3)
     scores = scores.float() if scores.dtype == torch.float16 else scores
     scores = scores if bias is None else scores + bias
     seen = scores.softmax(-1).to(v.dtype) @ v

@@ -91,3 +91,14 @@ def test_the_share_of_the_common_expert_is_part_of_its_product(traced, tmp_path,
     weighed, _ = scales(nodes)
     assert weighed == [1 - (ACTION_WEIGHT if graph == 'action' else WEIGHT)]
     assert graph != 'decode' or 'Where' not in [node.op_type for node in nodes]
+
+
+@pytest.mark.parametrize('graph', ['vision', 'prefill', 'decode', 'action'])
+def test_the_scale_of_queries_is_part_of_their_product_with_keys(driver, traced, tmp_path, graph):
+    config = driver.config
+    model = traced.get(graph) or graphs.trace(driver, graph)
+    _, scaled = scales(optimised(model, tmp_path))
+    layers, heads = config.decoder.layers, config.decoder.head_dim
+    if graph == 'vision':
+        layers, heads = config.vision.depth, config.vision.width // config.vision.heads
+    assert scaled == [heads**-0.5] * layers
