@@ -118,15 +118,19 @@ def pick_by_branch(
     experts: Sequence[Callable], chosen: Int64[Tensor, '1'], x: Float[Tensor, '1 ...']
 ) -> Float[Tensor, '1 ...']:
     """Do the same for one sample as a tree of conditions, which ONNX keeps as `If`: only one expert is computed."""
-    if len(experts) == 1:
-        return experts[0](x)
-    half = len(experts) // 2
-    return torch.cond(
-        chosen[0] < half,
-        lambda index, x: pick_by_branch(experts[:half], index, x),
-        lambda index, x: pick_by_branch(experts[half:], index - half, x),
-        (chosen, x),
-    )
+
+    def pick(first: int, end: int, number: Tensor, x: Tensor) -> Tensor:
+        if end - first == 1:
+            return experts[first](x)
+        half = (first + end) // 2
+        return torch.cond(
+            number < half,
+            lambda number, x: pick(first, half, number, x),
+            lambda number, x: pick(half, end, number, x),
+            (number, x),
+        )
+
+    return pick(0, len(experts), chosen[0], x)  # a level asks one operator: the number is a scalar
 
 
 def pick_by_token(

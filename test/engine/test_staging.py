@@ -43,7 +43,7 @@ def expert(x, out, seed, kind=np.float16, op='MatMul'):
 
 
 def tree(x, number, first, count, name, leaf, shift=0):
-    """Return the nodes that choose one of `count` experts by a number, as torch writes them."""
+    """Return the nodes that choose one of `count` experts by a number that each level counts from its own first."""
     if count == 1:
         raise ValueError('a tree has two branches')
     half = count // 2

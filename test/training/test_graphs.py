@@ -102,3 +102,11 @@ def test_the_scale_of_queries_is_part_of_their_product_with_keys(driver, traced,
     if graph == 'vision':
         layers, heads = config.vision.depth, config.vision.width // config.vision.heads
     assert scaled == [heads**-0.5] * layers
+
+
+def test_a_condition_within_another_costs_one_operator(traced):
+    for name in ('prefill', 'decode'):
+        operators = [
+            [node.op_type for node in graph.node] for graph in graphs.subgraphs(traced[name].graph)
+        ]
+        assert [one for one in operators[1:] if 'If' in one] == [['Less', 'If']]
