@@ -201,6 +201,22 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
             newest=newest,
         )
 
+    def angles(self, position_ids: Int64[Tensor, '3 B T']) -> tuple[Tensor, Tensor]:
+        """Return Hugging Face's angles of positions in time, height and width as `rotate` takes them (B, 1, T, d).
+
+        The position of each frequency is chosen first, so all that follows is done once and for one tensor.
+        """
+        rotary = self.model.language_model.rotary_emb
+        sections = enumerate(rotary.mrope_section)
+        which = [section % 3 for section, count in sections for _ in range(count)]
+        place = torch.tensor(which * 2, device=position_ids.device)
+        # the sine takes the sign of the half that it moves, the cosine has none
+        frequencies = torch.cat([-rotary.inv_freq, rotary.inv_freq]).float()
+        turns = (
+            position_ids.float().permute(1, 2, 0)[:, None].index_select(-1, place) * frequencies
+        )
+        return turns.cos() * rotary.attention_scaling, turns.sin() * rotary.attention_scaling
+
     def forward(
         self,
         hidden: Float[Tensor, 'B T D'],
@@ -223,7 +239,7 @@ class MoseQwen2VL(Qwen2VLForConditionalGeneration):
         decoder = self.model.language_model
         if self.grouped and past is None and is_image is None:
             raise ValueError('expert groups need is_image; call `read`, or pass it')
-        angles = signed(*(one[:, None] for one in decoder.rotary_emb(hidden, position_ids)))
+        angles = self.angles(position_ids)
         hides = None
         if past is None and torch.compiler.is_exporting():
             index = torch.arange(hidden.shape[1])

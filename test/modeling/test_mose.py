@@ -74,6 +74,19 @@ def test_pictures_are_seen_as_their_patches_are():
 
 
 @torch.no_grad()
+def test_positions_turn_as_hugging_faces_do():
+    _, network = make()
+    rotary = network.model.language_model.rotary_emb
+    places = torch.randint(50, (3, 2, 7))
+    cos, sin = rotary(torch.zeros(1), places)
+    first, second = sin.chunk(2, -1)
+    want = cos[:, None], torch.cat([-first, second], -1)[:, None]
+
+    torch.testing.assert_close(network.angles(places), want, atol=0, rtol=0)
+    assert not torch.allclose(network.angles(places.flip(0))[0], want[0])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('weight', [0.0, 0.5])
 def test_a_converted_network_begins_as_the_network_it_was(tmp_path, weight):
     config, network = make(expert_weight=weight)

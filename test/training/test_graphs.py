@@ -110,3 +110,9 @@ def test_a_condition_within_another_costs_one_operator(traced):
             [node.op_type for node in graph.node] for graph in graphs.subgraphs(traced[name].graph)
         ]
         assert [one for one in operators[1:] if 'If' in one] == [['Less', 'If']]
+
+
+@pytest.mark.parametrize('graph', ['prefill', 'decode'])
+def test_the_angles_of_positions_are_taken_once(traced, tmp_path, graph):
+    operators = [node.op_type for node in optimised(traced[graph], tmp_path)]
+    assert operators.count('Sin') == operators.count('Cos') == 1 and 'Neg' not in operators
