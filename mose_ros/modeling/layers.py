@@ -45,6 +45,20 @@ def cast(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
+def to_heads(x: Float[Tensor, 'B T H*d'], width: int) -> Float[Tensor, 'B H T d']:
+    """Return tokens as heads of one width; for one token that is a matter of shape, nothing moves."""
+    if x.shape[1] == 1:
+        return x.view(len(x), -1, 1, width)
+    return x.unflatten(-1, (-1, width)).transpose(1, 2)
+
+
+def from_heads(x: Float[Tensor, 'B H T d']) -> Float[Tensor, 'B T H*d']:
+    """Undo `to_heads`."""
+    if x.shape[2] == 1:
+        return x.reshape(len(x), 1, -1)
+    return x.transpose(1, 2).flatten(2)
+
+
 def attend(
     q: Float[Tensor, 'B H T d'],
     k: Float[Tensor, 'B G S d'],
@@ -66,7 +80,7 @@ def attend(
     seen = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )
-    return seen.transpose(1, 2).flatten(2)
+    return from_heads(seen)
 
 
 def attend_in_products(
@@ -89,7 +103,7 @@ def attend_in_products(
     seen = scores.softmax(-1).to(v.dtype) @ v
     if shape[1] != k.shape[1]:
         seen = seen.reshape(shape[0], shape[1], -1, shape[3])
-    return seen.transpose(1, 2).flatten(2)
+    return from_heads(seen)
 
 
 def hide(
@@ -125,7 +139,7 @@ class ViewAttention(VisionAttention):
         qk, v = qkv.split([2, 1])
         q, k = rotate(qk, *position_embeddings)
         way = attend_in_products if torch.compiler.is_exporting() else attend
-        return self.proj(way(q, k, v[0]))
+        return self.proj(way(q, k, v.squeeze(0)))  # an index would copy
 
 
 class TextAttention(Qwen2VLAttention):
@@ -160,7 +174,7 @@ class TextAttention(Qwen2VLAttention):
     def project(self, hidden, angles) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values (B, heads, T, d)."""
         q, k, v = (
-            project(hidden).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            to_heads(project(hidden), self.head_dim)
             for project in (self.q_proj, self.k_proj, self.v_proj)
         )
         return rotate(q, *angles), rotate(k, *angles), v
@@ -168,7 +182,7 @@ class TextAttention(Qwen2VLAttention):
     def project_at_once(self, hidden, angles) -> tuple[Tensor, Tensor, Tensor]:
         """Return the same by one product."""
         parts = (self.q_proj, self.k_proj, self.v_proj)
-        qkv = linear_at_once(hidden, parts).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        qkv = to_heads(linear_at_once(hidden, parts), self.head_dim)
         queries, keys, values = (part.out_features // self.head_dim for part in parts)
         qk, v = qkv.split([queries + keys, values], 1)
         q, k = rotate(qk, *angles).split([queries, keys], 1)

@@ -14,6 +14,7 @@ from torch import nn
 from mose_ros.core.bundle import GRAPHS
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mixture import TokenMixture
+from mose_ros.modeling.mose import Decoded
 from mose_ros.training.folding import fold
 
 SURE = 1e4  # more than any score of a router
@@ -72,8 +73,7 @@ class Prefill(Graph):
         scores = done.scores or [logits.new_zeros(1, 1) for _ in skill_override]
         return (
             logits,
-            torch.stack(done.keys),
-            torch.stack(done.values),
+            *cache(done),
             skill_override.clamp(min=0)
             if self.driver.config.mose.routing == 'token'
             else done.skills[0],
@@ -85,6 +85,21 @@ class Prefill(Graph):
         return ['logits', 'past_k', 'past_v', 'skills', *(f'skill_scores_{one}' for one in levels)]
 
 
+def cache(done: Decoded) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the keys and values of all layers (L, 1, G, T, d) of one text."""
+    keys, values = (torch.cat(list(one))[:, None] for one in (done.keys, done.values))
+    return keys, values
+
+
+def by_layer(
+    past_k: torch.Tensor, past_v: torch.Tensor
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Undo `cache`: return the keys and values (1, G, T, d) of each layer."""
+    # split, since each layer that unbind takes out costs an operator of its own
+    layers = (one.squeeze(1).split(1) for one in (past_k, past_v))
+    return list(zip(*layers, strict=True))
+
+
 _PAST = {'past_k': {3: 'past_tokens'}, 'past_v': {3: 'past_tokens'}}
 
 
@@ -94,11 +109,11 @@ class Decode(Graph):
     def forward(self, input_ids, position_ids, past_k, past_v, skills):
         vlm = self.driver.vlm
         hidden = vlm.model.language_model.embed_tokens(input_ids)
-        past = list(zip(past_k.unbind(), past_v.unbind(), strict=True))
+        past = by_layer(past_k, past_v)
         with steered(self.driver, skills):
             done = vlm(hidden, position_ids, skills=skills[None], past=past)
         logits = vlm.lm_head(done.hidden[:, -1]).float()
-        return logits, torch.stack(done.keys), torch.stack(done.values)
+        return logits, *cache(done)
 
     def outputs(self):
         return ['logits', 'new_k', 'new_v']
@@ -108,7 +123,7 @@ class Action(Graph):
     dynamic = _PAST
 
     def forward(self, noisy, t, proprio, past_k, past_v, skill_override):
-        past = list(zip(past_k.unbind(), past_v.unbind(), strict=True))
+        past = by_layer(past_k, past_v)
         everyone = torch.ones_like(past_k[0, :, 0, :, 0], dtype=torch.bool)
         answer = self.driver.action_expert(
             noisy[:, None], t[:, None], proprio, past, everyone, skill_override

@@ -116,3 +116,19 @@ def test_a_condition_within_another_costs_one_operator(traced):
 def test_the_angles_of_positions_are_taken_once(traced, tmp_path, graph):
     operators = [node.op_type for node in optimised(traced[graph], tmp_path)]
     assert operators.count('Sin') == operators.count('Cos') == 1 and 'Neg' not in operators
+
+
+def test_a_token_is_decoded_without_turning_it(traced, tmp_path):
+    operators = [node.op_type for node in optimised(traced['decode'], tmp_path)]
+    assert operators.count('Transpose') == 1  # of the position
+
+
+@pytest.mark.parametrize('graph', ['decode', 'action'])
+def test_the_cache_is_taken_apart_at_once(traced, graph):
+    nodes = traced[graph].graph.node
+    for past in ('past_k', 'past_v'):
+        [squeezed] = [
+            node.output[0] for node in nodes if past in node.input and node.op_type == 'Squeeze'
+        ]
+        [layers] = [node.output for node in nodes if squeezed in node.input]
+        assert len(layers) == LAYERS
