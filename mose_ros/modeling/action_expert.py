@@ -16,7 +16,15 @@ from jaxtyping import Bool, Float, Int64
 from torch import nn
 
 from mose_ros.modeling.config import ActionConfig, DecoderConfig
-from mose_ros.modeling.layers import Norm, attend, attend_in_products, exact, hide, linear_at_once
+from mose_ros.modeling.layers import (
+    Norm,
+    attend,
+    attend_in_products,
+    exact,
+    hide,
+    linear_at_once,
+    to_heads,
+)
 from mose_ros.modeling.mixture import SkillMixture
 
 Tensor = torch.Tensor
@@ -36,12 +44,13 @@ class JointLayer(nn.Module):
 
     def __init__(self, config: ActionConfig, decoder: DecoderConfig, num_experts: int):
         super().__init__()
-        self.head_dim, self.kv_width = decoder.head_dim, decoder.kv_heads * decoder.head_dim
-        width, inner = config.width, decoder.heads * decoder.head_dim
+        self.head_dim = decoder.head_dim
+        self.heads, self.kv_heads = decoder.heads, decoder.kv_heads
+        width, inner, own = config.width, self.heads * self.head_dim, self.kv_heads * self.head_dim
         self.norm1 = Norm(width, eps=1e-6)
         self.norm2 = Norm(width, eps=1e-6)
         self.q_proj = nn.Linear(width, inner)
-        self.kv_proj = nn.Linear(width, 2 * self.kv_width)
+        self.kv_proj = nn.Linear(width, 2 * own)
         self.o_proj = nn.Linear(inner, width, bias=False)
         self.mlp = SkillMixture(width, config.ffn, num_experts, config.expert_weight)
 
@@ -60,11 +69,11 @@ class JointLayer(nn.Module):
         exporting = torch.compiler.is_exporting()
         inner = self.norm1(x)
         if exporting:
-            sizes = (self.q_proj.out_features, self.kv_width, self.kv_width)
-            parts = linear_at_once(inner, (self.q_proj, self.kv_proj)).split(sizes, -1)
+            qkv = to_heads(linear_at_once(inner, (self.q_proj, self.kv_proj)), self.head_dim)
+            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
         else:
-            parts = self.q_proj(inner), *self.kv_proj(inner).split(self.kv_width, -1)
-        q, k, v = (t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for t in parts)
+            q, kv = (to_heads(one(inner), self.head_dim) for one in (self.q_proj, self.kv_proj))
+            k, v = kv.chunk(2, 1)
         k, v = (
             torch.cat([past.to(own.dtype), own], 2)
             for past, own in zip(prompt, (k, v), strict=True)
@@ -104,15 +113,21 @@ class ActionExpert(nn.Module):
         t: Float[Tensor, 'B R'],
         proprio: Float[Tensor, 'B P'],
         prompt: Sequence[tuple[Float[Tensor, 'B G T d'], Float[Tensor, 'B G T d']]],
-        prompt_mask: Bool[Tensor, 'B T'],
+        prompt_mask: Bool[Tensor, 'B T'] | None,
         forced: Int64[Tensor, 'B'] | None = None,
     ) -> Velocity:
-        """Return the velocity of R noisy versions of each trajectory; `forced` skills where not -1."""
+        """Return the velocity of R noisy versions of each trajectory; `forced` skills where not -1.
+
+        prompt_mask: which tokens of the prompt there are; None, as it must be in an export: all.
+        """
         batch, draws, horizon, _ = noisy.shape
         x = torch.cat([self.read_state(proprio), self.read_points(noisy, t)], 1)
-        mask = self.mask(prompt_mask, draws)
         if torch.compiler.is_exporting():
-            mask = hide(mask, self.sharing, torch.float32)
+            if prompt_mask is not None:
+                raise ValueError('an export has no padding; leave prompt_mask None')
+            mask = self.bias(prompt[0][0].shape[2], draws)
+        else:
+            mask = self.mask(prompt[0][0], prompt_mask, draws)
         scores = x.new_zeros(batch, 1)  # nothing to choose from
         skill = scores[:, 0].long()
         chosen, weights = None, None
@@ -148,17 +163,27 @@ class ActionExpert(nn.Module):
         time = torch.cat([angle.sin(), angle.cos()], -1).expand(*points.shape[:-1], -1)
         return self.time_mix(torch.cat([points, time.to(points.dtype)], -1)).flatten(1, 2)
 
-    def mask(self, prompt_mask: Bool[Tensor, 'B T'], draws: int) -> Bool[Tensor, 'B 1 S P+S']:
-        """Return who sees whom: blocks in order, and each draw only itself beside the state."""
-        proprio, horizon = self.config.proprio_tokens, self.config.horizon
-        state = proprio + 1
-        draw = [2 + index for index in range(draws) for _ in range(horizon)]
-        block = torch.tensor([0] * proprio + [1] + draw, device=prompt_mask.device)
+    def mask(
+        self, keys: Float[Tensor, 'B G P d'], prompt_mask: Bool[Tensor, 'B P'] | None, draws: int
+    ) -> Bool[Tensor, 'B 1 S P+S']:
+        """Return who sees whom of the prompt and of its own tokens."""
+        own = self.own_mask(draws).to(keys.device)
+        if prompt_mask is None:
+            prompt_mask = keys.new_ones(len(keys), keys.shape[2], dtype=torch.bool)
+        prompt = prompt_mask[:, None, None, :].expand(-1, 1, len(own), -1)
+        return torch.cat([prompt, own.expand(len(keys), 1, *own.shape)], -1)
+
+    def bias(self, tokens: int, draws: int) -> Float[Tensor, '1 1 S*H/G P+S']:
+        """Return the same as `attend_in_products` adds it, with a prompt all of whose tokens are there."""
+        own = hide(self.own_mask(draws)[None, None], self.sharing, torch.float32)
+        return torch.cat([own.new_zeros(*own.shape[:3], tokens), own], -1)
+
+    def own_mask(self, draws: int) -> Bool[Tensor, 'S S']:
+        """Return who sees whom among the own tokens: blocks in order, and each draw only itself beside the state."""
+        draw = [2 + index for index in range(draws) for _ in range(self.config.horizon)]
+        block = torch.tensor([0] * self.config.proprio_tokens + [1] + draw)
         earlier = (block[None, :] < 2) & (block[None, :] <= block[:, None])
-        own = earlier | (block[None, :] == block[:, None])
-        size = state + draws * horizon
-        prompt = prompt_mask[:, None, None, :].expand(-1, 1, size, -1)
-        return torch.cat([prompt, own.expand(len(prompt_mask), 1, size, size)], -1)
+        return earlier | (block[None, :] == block[:, None])
 
     def route(self, query: Float[Tensor, 'B *T W']) -> Float[Tensor, 'B *T A']:
         """Return the score of each action skill, in float32."""

@@ -124,9 +124,8 @@ class Action(Graph):
 
     def forward(self, noisy, t, proprio, past_k, past_v, skill_override):
         past = by_layer(past_k, past_v)
-        everyone = torch.ones_like(past_k[0, :, 0, :, 0], dtype=torch.bool)
         answer = self.driver.action_expert(
-            noisy[:, None], t[:, None], proprio, past, everyone, skill_override
+            noisy[:, None], t[:, None], proprio, past, None, skill_override
         )
         return answer.velocity[:, 0], answer.scores, answer.skill
 

@@ -189,3 +189,20 @@ def test_unknown_targets_are_left_out():
     shares = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
     got = soft_cross_entropy(torch.zeros(2, 2), shares)
     torch.testing.assert_close(got, torch.tensor(2.0).log())
+
+
+@torch.no_grad()
+def test_a_prompt_without_a_mask_is_seen_whole():
+    config, driver = make()
+    expert, decoder = driver.action_expert, config.decoder
+    shape = (1, decoder.kv_heads, 9, decoder.head_dim)
+    prompt = [(torch.randn(shape), torch.randn(shape)) for _ in range(decoder.layers)]
+    noisy, t = torch.randn(1, 1, config.action.horizon, 2), torch.rand(1, 1)
+    proprio, everyone = torch.randn(1, config.proprio), torch.ones(1, 9, dtype=torch.bool)
+
+    def velocity(mask):
+        return expert(noisy, t, proprio, prompt, mask).velocity
+
+    assert torch.equal(velocity(None), velocity(everyone))
+    everyone[0, 3] = False
+    assert not torch.allclose(velocity(None), velocity(everyone), atol=1e-4)

@@ -132,3 +132,9 @@ def test_the_cache_is_taken_apart_at_once(traced, graph):
         ]
         [layers] = [node.output for node in nodes if squeezed in node.input]
         assert len(layers) == LAYERS
+
+
+def test_a_step_of_the_flow_asks_nothing_of_the_prompt_but_its_length(traced, tmp_path):
+    operators = [node.op_type for node in optimised(traced['action'], tmp_path)]
+    assert 'Tile' not in operators and operators.count('Where') == 1  # of the forced skill
+    assert operators.count('Transpose') == 2 * LAYERS + 2 * LAYERS
