@@ -272,10 +272,13 @@ class MoseDriver(nn.Module):
         (folder / CONFIG).write_text(self.config.to_json() + '\n', encoding='utf-8')
 
     @classmethod
-    def load(cls, folder: str | Path) -> 'MoseDriver':
-        """Undo `save`; ValueError when the folder is no checkpoint."""
+    def load(cls, folder: str | Path, config: DriverConfig | None = None) -> 'MoseDriver':
+        """Undo `save`; ValueError when the folder is no checkpoint.
+
+        config: the folder's own with other values where no weight and nothing of the language model depends on them.
+        """
         folder = Path(folder)
-        config = read_config(folder)
+        config = config or read_config(folder)
         vlm, found = MoseQwen2VL.from_pretrained(
             folder / VLM, dtype=torch.float32, output_loading_info=True
         )

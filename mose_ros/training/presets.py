@@ -1,13 +1,15 @@
 """Whole training runs: the settings of every stage, and the presets as values."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mose_ros.core.rig import CAMERAS
 from mose_ros.modeling import config as modeling_config
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.sim.looks import CLASSES
-from mose_ros.training.config import Collect, Data, override
+from mose_ros.training.config import Collect, Data, override, resolve
 
 STAGES = ('router', 'sft', 'action')
 SKILL_LABELS = 2000  # more gave MoSE nothing
@@ -63,12 +65,34 @@ class Training:
     sft: Stage = field(default_factory=Stage)
     action: Stage = field(default_factory=Stage)
     rounds: tuple[tuple[str, ...], ...] = ()  # of DAgger: the settings that each changes
+    asked: tuple[str, ...] = field(
+        default=(), compare=False
+    )  # the settings of its variants, and those that were typed
 
     def of_round(self, number: int) -> 'Training':
         """Return the run of a DAgger round: this one with that round's settings; 0 is this one."""
         if number > len(self.rounds) or not number:
             return self
         return override(self, self.rounds[number - 1])
+
+    def network_asked(self) -> dict[str, Any]:
+        """Return the fields of the network that somebody asked for, by path, as JSON values: by a setting, or by a model not the preset's."""
+        base = self.preset.split('+')[0]
+        plain = (
+            PRESETS[base]().model if base in PRESETS else modeling_config.PRESETS[self.model.name]
+        )
+        known, typed = dict(_paths(plain)), {one.partition('=')[0].strip() for one in self.asked}
+        return {
+            path: value
+            for path, value in _paths(self.model)
+            if path != 'name' and (value != known[path] or f'model.{path}' in typed)
+        }
+
+
+def _paths(model: DriverConfig) -> Iterator[tuple[str, Any]]:
+    for name, value in resolve(model).items():
+        inner = value.items() if isinstance(value, dict) else [(None, value)]
+        yield from ((f'{name}.{one}' if one else name, found) for one, found in inner)
 
 
 def _tiny() -> Training:
@@ -253,4 +277,4 @@ def preset(name: str) -> Training:
             kind = 'preset' if known is PRESETS else 'variant'
             raise ValueError(f'no {kind} {one!r}; known: {", ".join(known)}')
     settings = [setting for variant in variants for setting in VARIANTS[variant]]
-    return replace(override(PRESETS[base](), settings), preset=name)
+    return replace(override(PRESETS[base](), settings), preset=name, asked=tuple(settings))

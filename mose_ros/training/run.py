@@ -20,12 +20,11 @@ from mose_ros.training import (
     skill_report,
     stages,
 )
-from mose_ros.training.config import override, resolve
+from mose_ros.training.config import override
 from mose_ros.training.fit import Fit
 from mose_ros.training.presets import STAGES, Training
 
 _LOG = logging.getLogger(__name__)
-CONFIG = 'config.json'
 STORAGE = {'fp32': 'float32', 'fp16': 'float16'}
 PRECISIONS = {**STORAGE, 'int8': 'int8', 'int4': 'int4'}
 
@@ -47,7 +46,8 @@ def from_options(options) -> Training:
     if options.policy:
         changes['policy'] = options.policy
     changes['round'] = options.round
-    return replace(training, collect=replace(training.collect, **changes))
+    collecting = replace(training.collect, **changes)
+    return replace(training, collect=collecting, asked=(*training.asked, *of_run))
 
 
 def open_data(data: Path | str, options, training: Training) -> Anywhere:
@@ -132,8 +132,6 @@ class Run:
             raise ValueError(f'{before} is missing; run the stage before {name} first')
         options = self.options
         folder = self.work / (_round_folder(self.round) if name == 'action' else name)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, resolve(self.training))
         stages.train(
             name,
             self.training,

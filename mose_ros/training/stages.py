@@ -4,6 +4,7 @@ A stage is its settings (`presets.Stage`): which losses count, which parameters 
 what it leaves; `loop.py` trains. A folder knows what decided its content and is never continued with something else.
 """
 
+import hashlib
 import json
 import logging
 from collections import Counter
@@ -14,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mose_ros.core.bundle import TOKENIZER
+from mose_ros.core.bundle import TOKENIZER, sha256
 from mose_ros.core.files import write_json
 from mose_ros.core.prompt import Tokenizer
 from mose_ros.data import storage
 from mose_ros.data.storage import Anywhere
 from mose_ros.modeling import config as modeling_config
+from mose_ros.modeling import driver
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
-from mose_ros.modeling.driver import MoseDriver
+from mose_ros.modeling.driver import MoseDriver, read_config
 from mose_ros.training import annotate, checkpoints
 from mose_ros.training.config import Data, differences, filled, resolve
 from mose_ros.training.fit import Fit
@@ -31,7 +33,13 @@ from mose_ros.training.loop import Limits, Loop
 from mose_ros.training.presets import Stage, Training
 
 _LOG = logging.getLogger(__name__)
-MODEL, RESULT = 'model', 'stage.json'
+MODEL, RESULT, CONFIG = 'model', 'stage.json', 'config.json'
+# of the action expert: no weight depends on them, so a stage may have others than the network that it begins with
+CHANGEABLE = (
+    *('flow_samples', 'sigma', 'time_beta', 'knowledge_insulation'),  # of learning alone
+    *('top_k', 'expert_weight'),
+)
+HASH = 'sha256 '  # before the hash of a checkpoint
 RAREST = 0.02  # a class counts as at least that share in the focal losses, or its few samples would outweigh all
 
 
@@ -42,6 +50,29 @@ def model_config(training: Training, data: str | Anywhere) -> DriverConfig:
     changes = {one.name: getattr(training.model, one.name) for one in fields(training.model)}
     name = changes.pop('name')
     return modeling_config.preset(name, tokenizer=tokenizer, **changes)
+
+
+def config_of(before: str | Path, training: Training) -> DriverConfig:
+    """Return the network that a stage begins with: the checkpoint's, changed as far as that can be and is asked for.
+
+    What nobody asked for follows the checkpoint. ValueError, naming what it has instead, for what can't be had.
+    """
+    config = read_config(before)
+    there, asked = resolve(config), training.network_asked()
+    other, changes = [], {}
+    for path, value in asked.items():
+        part, _, name = path.rpartition('.')
+        had = (there[part] if part else there)[name]
+        if part == 'action' and name in CHANGEABLE:
+            changes[name] = value
+        elif had != value:
+            other.append(f'{path}: {had}, not {value}')
+    if other:
+        raise ValueError(
+            f'{before} has {"; ".join(other)}; these are fixed when a network is made: leave the settings out (or the variant of '
+            '--preset that makes them), or begin with one made so, by `convert --set` or by the stages before'
+        )
+    return replace(config, action=replace(config.action, **changes))
 
 
 def train(
@@ -57,7 +88,7 @@ def train(
 ) -> Path:
     """Run the stage `name` to its end and return the folder of its model; at once when that is there already.
 
-    before: the model to begin with, a folder of MoseDriver.save; none = from scratch. rounds: DAgger rounds to learn from.
+    before: the model to begin with, a folder of MoseDriver.save, whose network it is then (`config_of`); none = from scratch. rounds: DAgger rounds to learn from.
     Raises Stopped at `limits.stop_at`, and ValueError, naming what differs, when the folder holds something else.
     """
     limits = limits or Limits()
@@ -65,9 +96,10 @@ def train(
         torch.set_num_threads(limits.threads)
     folder = Path(folder)
     stage = getattr(training, name)
-    config = model_config(training, data)
+    config = config_of(before, training) if before else model_config(training, data)
+    training = replace(training, model=config)
     index = Index.load(data, config, rounds)
-    identity = _identity(name, training, config, index, before)
+    identity = _identity(name, training, index, before)
     if (folder / RESULT).is_file():
         result = json.loads((folder / RESULT).read_text(encoding='utf-8'))
         _compare(folder, result['identity'], identity, allow_changes)
@@ -78,15 +110,17 @@ def train(
     if found:
         _compare(found, checkpoints.read_state(found)['identity'], identity, allow_changes)
     torch.manual_seed(stage.seed)
-    driver = MoseDriver.load(before) if before else MoseDriver(config)
-    losses = _with_counts(stage, index, training, driver.config)
-    words = _tokenizer(before, index, driver.config)
-    loop = Loop(name, training, driver, index, losses, folder, limits, words)
+    network = MoseDriver.load(before, config) if before else MoseDriver(config)
+    losses = _with_counts(stage, index, training)
+    words = tokenizer_of(before, index.root, config)
+    loop = Loop(name, training, network, index, losses, folder, limits, words)
+    if loop.leads:
+        write_json(folder / CONFIG, resolve(training))
     loop.resume(found)
     _LOG.info(
         '%s: %s parameters, %d frames of %d clips, from step %d',
         name,
-        driver.count_parameters(),
+        network.count_parameters(),
         len(index),
         len(index.clips),
         loop.step,
@@ -97,21 +131,21 @@ def train(
     return folder / MODEL
 
 
-def _tokenizer(before: str | Path | None, index: Index, model: DriverConfig) -> Path:
-    """Return the tokenizer of the model that a stage begins with, or of the data; ValueError when it is another network's."""
-    own = Path(before) / TOKENIZER if before else None
+def tokenizer_of(checkpoint: str | Path | None, root: Anywhere, model: DriverConfig) -> Path:
+    """Return the tokenizer beside a checkpoint, or the data's where there is none; ValueError when it is another network's."""
+    own = Path(checkpoint) / TOKENIZER if checkpoint else None
     if own is None or not own.is_file():  # models that were trained earlier have none beside them
-        own = storage.local_file(index.root / annotate.TOKENIZER)
+        own = storage.local_file(root / annotate.TOKENIZER)
     words, known = Tokenizer.load(own), model.decoder
     if words.image_id != known.image_id or words.vocab_size > known.vocab_size:
         raise ValueError(
             f'{own} has {words.vocab_size} tokens and pictures as number {words.image_id}, the network '
-            f'{known.vocab_size} and {known.image_id}; put the tokenizer.json that it was made with into {before}'
+            f'{known.vocab_size} and {known.image_id}; put the tokenizer.json that it was made with into {checkpoint}'
         )
     return own
 
 
-def _identity(name, training: Training, config: DriverConfig, index: Index, before) -> dict:
+def _identity(name, training: Training, index: Index, before) -> dict:
     """Return all that decides what a stage makes."""
     known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
     scales = [
@@ -120,17 +154,26 @@ def _identity(name, training: Training, config: DriverConfig, index: Index, befo
     return {
         'stage': name,
         'settings': resolve(getattr(training, name)),
-        'model': json.loads(config.to_json()),
+        'model': resolve(training.model),
         'data': resolve(training.data),
         'clips': len(index.clips),
         'frames': len(index),
         'scales': [round(float(np.sum(scale)), 4) for scale in scales],
-        'before': str(Path(before).parent.name) if before else None,
+        'before': _hash(Path(before)) if before else None,
     }
 
 
+def _hash(checkpoint: Path) -> str:
+    """Return a hash of what a checkpoint computes, wherever it lies: its configuration, weights and words."""
+    found = hashlib.sha256()
+    for pattern in (driver.CONFIG, driver.WEIGHTS, TOKENIZER, f'{driver.VLM}/*.safetensors'):
+        for path in sorted(checkpoint.glob(pattern)):
+            found.update(f'{path.name} {sha256(path)}\n'.encode())
+    return HASH + found.hexdigest()[:16]
+
+
 def _compare(folder: Path, old: Mapping, new: Mapping, allow: bool) -> None:
-    found = list(differences(_as_now(old), new))
+    found = list(differences(_as_now(old, new), new))
     if not found:
         return
     text = '; '.join(found[:8]) + (f' and {len(found) - 8} more' if len(found) > 8 else '')
@@ -142,20 +185,25 @@ def _compare(folder: Path, old: Mapping, new: Mapping, allow: bool) -> None:
     _LOG.warning('%s goes on although it differs: %s', folder, text)
 
 
-def _as_now(identity: Mapping) -> dict:
+def _as_now(identity: Mapping, new: Mapping) -> dict:
     """Return an older identity with the fields that settings have got since; their defaults are what was done before."""
     model = DriverConfig.from_json(json.dumps(identity['model']))
+    before = identity['before']
+    if before and new['before'] and not before.startswith(HASH):
+        before = new['before']  # once it was a folder's name, which says nothing
     return {
         **identity,
         'settings': filled(identity['settings'], resolve(Stage())),
         'data': filled(identity['data'], resolve(Data())),
-        'model': json.loads(model.to_json()),
+        'model': resolve(model),
+        'before': before,
     }
 
 
-def _with_counts(stage: Stage, index: Index, training: Training, model) -> LossWeights:
+def _with_counts(stage: Stage, index: Index, training: Training) -> LossWeights:
     """Return the loss weights with how often each camera and action skill is drawn."""
     frames, chances = index.drawn(training.data, stage.skill_labels, stage.seed)
+    model = training.model
 
     def counts(labels: np.ndarray, classes: int) -> tuple[int, ...]:
         known = labels >= 0

@@ -159,7 +159,8 @@ def test_baselines_train_on_their_views(drawn, tmp_path, variants, views, parts)
     limits = stages.Limits(bar=False)
     model = stages.train('action', training, data, tmp_path / 'action', limits=limits)
     fit = Fit.load(model)
-    assert fit == Fit.to_data(data, training) and fit.data['clips'] == 3
+    made_of = replace(training, model=stages.model_config(training, data))
+    assert fit == Fit.to_data(data, made_of) and fit.data['clips'] == 3
     assert (tuple(fit.fixed_views), fit.top_k) == (training.data.fixed_views, 0)
     assert (model / 'tokenizer.json').read_bytes() == (data / 'tokenizer.json').read_bytes()
     told = json.loads((model.parent / stages.RESULT).read_text(encoding='utf-8'))

@@ -11,9 +11,11 @@ import torch  # noqa: E402
 
 from mose_ros.core.bundle import TOKENIZER  # noqa: E402
 from mose_ros.modeling import config as modeling_config  # noqa: E402
-from mose_ros.modeling.driver import MoseDriver  # noqa: E402
+from mose_ros.modeling.driver import MoseDriver, read_config  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
 from mose_ros.training import annotate, presets, stages  # noqa: E402
+from mose_ros.training.config import resolve  # noqa: E402
+from mose_ros.training.fit import Fit  # noqa: E402
 
 
 @pytest.fixture
@@ -54,6 +56,102 @@ def test_words_of_another_network_are_refused(elsewhere, tmp_path):
     (before / TOKENIZER).unlink()
     with pytest.raises(ValueError, match='put the tokenizer.json that it was made with'):
         stages.train('router', presets.preset('nano'), data, tmp_path / 'run', before=before)
+
+
+@pytest.fixture
+def wide(drawn, tmp_path):
+    """Return the data, and a network of nano's with another action expert, as no preset has it."""
+    training, data = drawn
+    config = stages.model_config(training, data)
+    folder = tmp_path / 'wide' / 'model'
+    torch.manual_seed(4)
+    MoseDriver(replace(config, action=replace(config.action, width=24, sigma=0.01))).save(folder)
+    return data, folder
+
+
+def begin(data, before, work, *settings, preset='nano', stage='router'):
+    run = [stage, '--preset', preset, '--work', str(work), '--data', str(data), '--quiet']
+    run += ['--before', str(before), '--set', f'{stage}.steps=1']
+    for one in settings:
+        run += ['--set', one]
+    return command.main(run)
+
+
+def test_what_nobody_asked_for_follows_the_network_and_is_told_so(wide, tmp_path):
+    data, before = wide
+    assert begin(data, before, tmp_path / 'run') == 0
+    made = tmp_path / 'run' / 'router' / stages.MODEL
+    config = read_config(made)
+    assert config == read_config(before) and config.action.width == 24
+    assert config.action != presets.preset('nano').model.action
+    own = resolve(config)
+    assert Fit.load(made).training['model'] == own
+    for file, place in ((stages.RESULT, 'identity'), (stages.CONFIG, None)):
+        told = json.loads((made.parent / file).read_text(encoding='utf-8'))
+        assert (told[place] if place else told)['model'] == own
+
+
+def test_what_no_weight_depends_on_may_be_another(wide, tmp_path):
+    data, before = wide
+    asked = ['model.action.flow_samples=3', 'model.action.top_k=3']
+    assert begin(data, before, tmp_path / 'run', *asked) == 0
+    made = tmp_path / 'run' / 'router' / stages.MODEL
+    action = read_config(made).action
+    assert (action.flow_samples, action.top_k, action.sigma) == (3, 3, 0.01)
+    driver = MoseDriver.load(made)
+    assert driver.action_expert.config.top_k == 3
+
+
+@pytest.mark.parametrize(
+    ('preset', 'settings', 'told'),
+    [
+        ('nano+sft', [], 'mose.routing: skill, not none'),
+        ('nano', ['model.action.width=32'], 'action.width: 24, not 32'),  # nano's own, but typed
+        ('nano', ['model.action.routing=token'], 'action.routing: trajectory, not token'),
+        ('nano', ['model.mose.layers=[[0],[1],[3]]'], 'mose.layers: '),
+        ('nano', ['model.semantic_classes=14'], 'semantic_classes: 0, not 14'),
+        (
+            'nano+groups',
+            ['model.action.horizon=9'],
+            'mose.expert_groups: False, not True; action.h',
+        ),
+    ],
+)
+def test_what_the_network_cannot_become_is_refused_by_name(
+    wide, tmp_path, capsys, preset, settings, told
+):
+    data, before = wide
+    assert begin(data, before, tmp_path / 'run', *settings, preset=preset) == 1
+    error = capsys.readouterr().err
+    assert f'{before} has {told}' in error and 'leave the settings out' in error
+    assert not (tmp_path / 'run' / 'router' / stages.MODEL).exists()
+
+
+def test_a_model_that_a_caller_changed_is_asked_for_too(wide, tmp_path):
+    data, before = wide
+    nano = presets.preset('nano')
+    other = replace(nano, model=replace(nano.model, cameras=nano.model.cameras[:4]))
+    with pytest.raises(ValueError, match='cameras: '):
+        stages.train('router', other, data, tmp_path / 'run', before=before)
+
+
+def test_another_network_of_the_same_name_is_another_run(wide, tmp_path, capsys):
+    data, before = wide
+    other = tmp_path / 'wide' / 'other'
+    driver = MoseDriver.load(before)
+    with torch.no_grad():
+        driver.action_expert.router.bias.add_(1)
+    driver.save(other)
+    assert begin(data, before, tmp_path / 'run') == 0
+    moved = before.rename(tmp_path / 'moved')
+    assert begin(data, moved, tmp_path / 'run') == 0, 'it is the same, wherever it lies'
+    assert begin(data, other, tmp_path / 'run') == 1
+    assert 'before: sha256 ' in capsys.readouterr().err
+    path = tmp_path / 'run' / 'router' / stages.RESULT  # once, only the folder's name was known
+    told = json.loads(path.read_text(encoding='utf-8'))
+    told['identity']['before'] = 'wide'
+    path.write_text(json.dumps(told), encoding='utf-8')
+    assert begin(data, moved, tmp_path / 'run') == 0
 
 
 def test_the_large_preset_moves_what_the_papers_move():
