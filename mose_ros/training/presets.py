@@ -42,7 +42,7 @@ class Stage:
         0  # samples it learns from, drawn by seed and evenly over the skills; 0: all there are
     )
     trainable: str = 'all'  # 'all', 'routers', 'experts', 'mose' or prefixes of parameters' names, comma-separated
-    teacher_forcing: float = 1.0  # share of samples whose skills are the labelled ones
+    teacher_forcing: float = 0.0  # share of samples whose skills are the labelled ones
     view_choice: str = 'label'  # who chooses the view that is looked at: the label, or the 'router' (Gumbel, hard)
     losses: LossWeights = field(default_factory=LossWeights)
     # how often, in steps unless said otherwise
@@ -61,7 +61,9 @@ class Training:
     model: DriverConfig  # its vocabulary and skills are filled in from the data
     collect: Collect = field(default_factory=Collect)
     data: Data = field(default_factory=Data)
-    router: Stage = field(default_factory=lambda: Stage(skill_labels=SKILL_LABELS))
+    router: Stage = field(
+        default_factory=lambda: Stage(skill_labels=SKILL_LABELS, teacher_forcing=1.0)
+    )
     sft: Stage = field(default_factory=Stage)
     action: Stage = field(default_factory=Stage)
     rounds: tuple[tuple[str, ...], ...] = ()  # of DAgger: the settings that each changes
@@ -108,13 +110,14 @@ def _tiny() -> Training:
         model=replace(modeling_config.PRESETS['tiny'], semantic_classes=len(CLASSES)),
         collect=Collect(seeds=_seeds(0, 60), semantics_every=3),
         data=Data(balance=0.6, max_weight=8.0),
-        router=Stage(steps=1000, learning_rate=1.5e-3, losses=eyes, bfloat16=True),
+        router=Stage(
+            steps=1000, learning_rate=1.5e-3, losses=eyes, bfloat16=True, teacher_forcing=1.0
+        ),
         sft=Stage(
             steps=1000,
             learning_rate=1.2e-3,
             losses=speech,
             bfloat16=True,
-            teacher_forcing=0.0,
         ),
         action=Stage(
             steps=5000,
@@ -122,7 +125,6 @@ def _tiny() -> Training:
             losses=deed,
             ema=0.999,
             bfloat16=True,
-            teacher_forcing=0.7,
             text_every=3,
         ),
         rounds=(
@@ -165,7 +167,6 @@ def _mini() -> Training:
             steps=1200,
             learning_rate=2e-3,
             validate_every=10**9,
-            teacher_forcing=0.0,
         ),
     )
 
@@ -186,7 +187,7 @@ def _nano() -> Training:
         model=modeling_config.PRESETS['nano'],
         collect=Collect(seeds='0-0', processes=0, max_seconds=4.0, software_share=0.0),
         data=Data(workers=0, validation_share=0.5),
-        router=replace(short, losses=routers),
+        router=replace(short, losses=routers, teacher_forcing=1.0),
         sft=replace(short, losses=LossWeights(flow=0, action_router=0)),
         action=replace(short, losses=LossWeights(text=0.25)),
     )
@@ -219,6 +220,7 @@ def _qwen2vl_2b() -> Training:
             trainable='routers',
             losses=routers,
             skill_labels=SKILL_LABELS,
+            teacher_forcing=1.0,
         ),
         sft=replace(
             large,
@@ -226,7 +228,6 @@ def _qwen2vl_2b() -> Training:
             learning_rate=2e-5,
             trainable='mose',
             losses=speech,
-            teacher_forcing=0.0,
         ),
         action=replace(
             large,

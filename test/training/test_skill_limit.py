@@ -95,3 +95,12 @@ def test_a_router_has_as_many_labels_as_mose_where_nothing_else_is_said():
     assert tiny.router.skill_labels == 0
     limited = config.override(tiny, ['router.skill_labels=2000'])
     assert limited.router.skill_labels == 2000
+
+
+@pytest.mark.parametrize('name', [*presets.PRESETS, 'tiny+groups'])
+def test_experts_learn_under_the_skills_that_routers_choose(name):
+    training = presets.preset(name)
+    assert training.router.teacher_forcing == 1, 'no router can be trusted yet'
+    assert training.sft.teacher_forcing == training.action.teacher_forcing == 0
+    forced = config.override(training, ['action.teacher_forcing=0.7'])
+    assert forced.action.teacher_forcing == 0.7
