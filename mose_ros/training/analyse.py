@@ -8,7 +8,7 @@ Each writes its figures as JSON and draws them (PNG), both to WORK/analysis, or 
 import logging
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mose_ros.modeling.mixture import SkillMixture
 from mose_ros.training import stages, validation
 from mose_ros.training.batches import load, validation_keys
 from mose_ros.training.config import Data
+from mose_ros.training.fit import FIT, Fit
 from mose_ros.training.index import UNKNOWN, Index, place_of
 from mose_ros.training.samples import Key, Samples
 
@@ -225,7 +226,7 @@ class Asked:
 
     checkpoint: Path
     root: Anywhere  # the annotated clips; of no account for `experts`
-    data: Data
+    data: Data  # views are the checkpoint's, where it names them
     samples: int = SAMPLES  # frames of the validation clips, evenly spaced; 0: all of them
     clip: str = ''  # of `chains`; the first validation clip where none is named
 
@@ -248,9 +249,15 @@ def run(kind: str, asked: Asked, out: str | Path) -> dict[str, Any]:
 
 
 def _looked(kind: str, driver: MoseDriver, asked: Asked) -> dict[str, Any]:
-    """Return an analysis that needs the clips."""
+    """Return an analysis that needs the clips, shown as the network learned to see them: its words, scales and views."""
     index = Index.load(asked.root, driver.config, rounds=ALL_ROUNDS)
-    samples = Samples(index, driver.config, asked.data)
+    words = stages.tokenizer_of(asked.checkpoint, index.root, driver.config)
+    if (asked.checkpoint / FIT).is_file():
+        fit = Fit.load(asked.checkpoint)
+        asked = replace(asked, data=fit.seen_by(asked.data))
+    else:
+        fit = None  # made before there was one: the data's scales
+    samples = Samples(index, driver.config, asked.data, words, fit)
     if kind == 'routing':
         count = asked.samples or len(index)
         keys = validation_keys(index, asked.data, count, _BATCH)

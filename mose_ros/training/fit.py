@@ -5,7 +5,7 @@ A checkpoint is the folder of `MoseDriver.save` with `fit.json` and, unless the 
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,11 @@ class Fit:
         there = {name: resolve(data)[name] for name in VIEWS}
         own = {name: resolve(self)[name] for name in VIEWS}
         return list(differences(own, there, 'data'))
+
+    def seen_by(self, data: Data) -> Data:
+        """Return settings of samples with the views that the network looks at."""
+        views = {name: getattr(self, name) for name in VIEWS}
+        return replace(data, **{**views, 'fixed_views': tuple(self.fixed_views)})
 
     def save(self, checkpoint: str | Path, tokenizer: Path | None) -> None:
         """Write the fit into a checkpoint's folder, and the tokenizer, if there is one, beside it."""

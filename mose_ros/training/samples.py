@@ -21,6 +21,7 @@ from mose_ros.data.shards import BrokenShard
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate
 from mose_ros.training.config import Data
+from mose_ros.training.fit import Fit
 from mose_ros.training.index import Index, place_of
 
 ENDS = {'.jpg': b'\xff\xd9', '.png': b'IEND\xaeB`\x82'}  # of a whole picture
@@ -52,8 +53,14 @@ class Samples:
     """Makes the sample of a key."""
 
     def __init__(
-        self, index: Index, model: DriverConfig, config: Data, tokenizer: Path | None = None
+        self,
+        index: Index,
+        model: DriverConfig,
+        config: Data,
+        tokenizer: Path | None = None,
+        fit: Fit | None = None,
     ):
+        """Take words from the tokenizer and scales from the fit of a network; from the data where there is none."""
         if config.history not in vision.HISTORIES:
             raise ValueError(
                 f'data.history is one of {", ".join(vision.HISTORIES)}, not {config.history!r}'
@@ -62,8 +69,8 @@ class Samples:
         tokenizer = tokenizer or storage.local_file(index.root / annotate.TOKENIZER)
         self._tokenizer = Tokenizer.load(tokenizer)
         known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
-        self._actions = annotate.normalizer(known, 'action')
-        self._states = annotate.normalizer(known, 'proprio')
+        self._actions = fit.action if fit else annotate.normalizer(known, 'action')
+        self._states = fit.proprio if fit else annotate.normalizer(known, 'proprio')
         self._patch_of = _patch_numbers(model) * model.semantic_classes
         self._candidates = [name for name in model.cameras if name not in config.fixed_views]
 

@@ -10,10 +10,12 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
+from mose_ros.core.bundle import TOKENIZER  # noqa: E402
 from mose_ros.modeling import config as modeling_config  # noqa: E402
 from mose_ros.modeling.driver import MoseDriver  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import analyse, figures, stages  # noqa: E402
+from mose_ros.training import analyse, annotate, figures, stages  # noqa: E402
+from mose_ros.training.fit import Fit  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
 from mose_ros.training.samples import Samples  # noqa: E402
 
@@ -170,6 +172,58 @@ def test_the_command_writes_figures_and_a_picture(kind, run):
     assert picture.startswith(PNG)
     image = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
     assert min(image.shape[:2]) > 300 and image.std() > 10
+
+
+def test_a_network_is_asked_in_its_own_words_and_scales(run, tmp_path, monkeypatch):
+    """Its tokens have other numbers than the data's, as those of a Qwen2-VL have."""
+    training, data, work = run
+    plain = work / 'sft' / stages.MODEL
+    driver, fit = MoseDriver.load(plain), Fit.to_data(data, training)
+    words = json.loads((data / annotate.TOKENIZER).read_text(encoding='utf-8'))
+    last = len(words['model']['vocab']) - 1
+    words['model']['vocab'] = {word: last - i for word, i in words['model']['vocab'].items()}
+    for token in words['added_tokens']:
+        token['id'] = last - token['id']
+    decoder = driver.config.decoder
+    other = MoseDriver(
+        replace(driver.config, decoder=replace(decoder, image_id=last - decoder.image_id))
+    )
+    weights = driver.state_dict()
+    embedding = 'vlm.model.language_model.embed_tokens.weight'
+    assert len(weights[embedding]) == last + 1
+    weights = {
+        name: value.flip(0) if value is weights[embedding] or 'lm_head' in name else value
+        for name, value in weights.items()
+    }
+    other.load_state_dict(weights)
+    renamed = tmp_path / 'renamed'
+    other.save(renamed)
+    (renamed / TOKENIZER).write_text(json.dumps(words), encoding='utf-8')
+
+    shown = []
+    monkeypatch.setattr(
+        analyse,
+        'decide',
+        lambda *given, decide=analyse.decide: shown.append(given[1]) or decide(*given),
+    )
+
+    def look(checkpoint):
+        asked = analyse.Asked(checkpoint=checkpoint, root=data, data=training.data, samples=6)
+        return analyse.run('routing', asked, tmp_path / 'out')['routers']
+
+    expected = look(plain)
+    fit.save(renamed, None)
+    assert look(renamed) == expected, 'the same network, and the scales of the data'
+    assert torch.equal(shown[0].proprio, shown[1].proprio)
+    assert not torch.equal(shown[0].input_ids, shown[1].input_ids)
+    wider = [2 * one for one in fit.proprio_high]
+    replace(fit, proprio_high=wider, top_k=0).save(renamed, None)
+    look(renamed)
+    assert not torch.equal(shown[0].proprio, shown[2].proprio), 'states are other numbers to it'
+    assert (shown[0].patches.shape[1], shown[2].patches.shape[1]) == (2, 1)
+    (renamed / TOKENIZER).unlink()
+    with pytest.raises(ValueError, match='put the tokenizer.json that it was made with'):
+        look(renamed)
 
 
 def test_wrong_questions_are_refused(run, capsys):
