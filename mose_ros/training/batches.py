@@ -1,10 +1,11 @@
 """Which samples come when, and batches made of them.
 
-The frames of a batch follow from the seed and the step, so a stopped training goes on with exactly the samples that it
-would have seen.
+The frames of a batch follow from the stage, the seed and the step, so a stopped training goes on with exactly the samples
+that it would have seen, and the next stage sees others.
 """
 
 import logging
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,6 +23,8 @@ from mose_ros.training.samples import NO_TOKEN, CorruptSample, Key, Samples
 _LOG = logging.getLogger(__name__)
 SPARES = 3  # other samples that may take the place of one that can't be read
 AHEAD = 2  # batches made before they are asked for
+# number of the way in which numbers follow from a seed: with another, the same command would go on with other samples
+DRAWS = 2
 FETCH_AHEAD = 100  # batches whose shards are fetched before they are made
 
 
@@ -33,6 +36,7 @@ class Order:
         index: Index,
         config: Data,
         *,
+        stage: str,
         seed: int,
         batch: int,
         start: int,
@@ -49,12 +53,14 @@ class Order:
         self._draws = view_choice == 'router'
         self._frames, chances = index.drawn(config, skill_labels, seed)
         self._edges = np.cumsum(chances)
+        # of a batch, a sample or an epoch: those of one seed are as many as there are stages
+        self._stream = (seed, zlib.crc32(stage.encode()))
         self._window = None
         if config.shards_at_once:
             shards = _shards_of(index, self._frames, config.shards_at_once)
             if len(np.unique(shards)) > config.shards_at_once:
-                self._window = Window(chances, shards, config.shards_at_once, batch, seed)
-        self._config, self._seed, self._batch = config, seed, batch
+                self._window = Window(chances, shards, config.shards_at_once, batch, self._stream)
+        self._config, self._batch = config, batch
         self._start, self._stop = start, stop
 
     def __len__(self) -> int:
@@ -63,7 +69,7 @@ class Order:
     def __iter__(self) -> Iterator[list[Key]]:
         fixed = len(self._config.fixed_views)
         for step in range(self._start, self._stop):
-            random = np.random.default_rng([self._seed, step])
+            random = np.random.default_rng([*self._stream, step])
             alone = random.random() < self._config.fixed_alone
             views = fixed if alone else fixed + self._config.top_k
             draws = random.random((1 + SPARES, self._batch))
@@ -76,7 +82,8 @@ class Order:
                 Key(
                     frame=int(frame),
                     views=views,
-                    numbers=(self._seed, step, slot),
+                    # from 1 on: zeros at the end of a seed are of no account, and those of the batch are without
+                    numbers=(*self._stream, step, 1 + slot),
                     spares=tuple(map(int, spares)),
                     draws=self._draws and not alone,
                 )
@@ -113,13 +120,13 @@ class Window:
         shards: Int64[np.ndarray, 'M'],
         heads: int,
         batch: int,
-        seed: int,
+        stream: tuple[int, ...],
     ):
         self._order = np.argsort(shards, kind='stable')  # the frames of a shard side by side
         self._edges = np.concatenate([[0.0], np.cumsum(chances[self._order])])
         self._shards, self._first = np.unique(shards[self._order], return_index=True)
         self._last = np.append(self._first[1:], len(shards)) - 1
-        self._heads, self._seed = heads, seed
+        self._heads, self._stream = heads, stream
         self._steps = max(1, round(len(shards) / batch))  # of an epoch
 
     def shards(self, step: int) -> list[int]:
@@ -139,7 +146,7 @@ class Window:
     def _under_heads(self, step: int) -> Int64[np.ndarray, 'K']:
         """Return for each head the place of its shard among all."""
         epoch, done = divmod(step, self._steps)
-        random = np.random.default_rng([self._seed, epoch, 0, 1])  # of no step and no sample
+        random = np.random.default_rng([*self._stream, epoch, 0, 1])  # of no step and no sample
         order = random.permutation(len(self._shards))
         lengths = self._edges[self._last + 1] - self._edges[self._first]
         ends = np.cumsum(lengths[order])

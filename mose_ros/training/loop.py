@@ -163,6 +163,7 @@ class Loop:
         batches = Order(
             self.index,
             self.training.data,
+            stage=self.name,
             seed=stage.seed,
             batch=stage.batch_size,
             start=self.step,

@@ -26,6 +26,7 @@ from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver, read_config
 from mose_ros.training import annotate, checkpoints
+from mose_ros.training.batches import DRAWS
 from mose_ros.training.config import Data, differences, filled, resolve
 from mose_ros.training.fit import Fit
 from mose_ros.training.index import Index
@@ -108,7 +109,8 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     found = checkpoints.newest(folder)
     if found:
-        _compare(found, checkpoints.read_state(found)['identity'], identity, allow_changes)
+        begun = {'draws': 1, **checkpoints.read_state(found)['identity']}
+        _compare(found, begun, identity, allow_changes)
     torch.manual_seed(stage.seed)
     network = MoseDriver.load(before, config) if before else MoseDriver(config)
     losses = _with_counts(stage, index, training)
@@ -153,6 +155,7 @@ def _identity(name, training: Training, index: Index, before) -> dict:
     ]
     return {
         'stage': name,
+        'draws': DRAWS,
         'settings': resolve(getattr(training, name)),
         'model': resolve(training.model),
         'data': resolve(training.data),
@@ -192,6 +195,7 @@ def _as_now(identity: Mapping, new: Mapping) -> dict:
     if before and new['before'] and not before.startswith(HASH):
         before = new['before']  # once it was a folder's name, which says nothing
     return {
+        'draws': DRAWS,  # what is done is whole, however its samples were drawn
         **identity,
         'settings': filled(identity['settings'], resolve(Stage())),
         'data': filled(identity['data'], resolve(Data())),

@@ -125,7 +125,7 @@ def test_a_sample_is_what_the_vehicle_would_make_of_the_frame(samples, index, da
 
 def test_samples_follow_from_seed_and_step(index, samples, training):
     def keys(seed, start):
-        order = Order(index, training.data, seed=seed, batch=4, start=start, stop=6)
+        order = Order(index, training.data, stage='sft', seed=seed, batch=4, start=start, stop=6)
         return list(order)
 
     assert keys(0, 0)[3:] == keys(0, 3)
@@ -140,7 +140,7 @@ def test_samples_follow_from_seed_and_step(index, samples, training):
 
 
 def test_threads_make_the_same_batches_in_the_same_order(index, samples, training):
-    order = Order(index, training.data, seed=0, batch=3, start=0, stop=5)
+    order = Order(index, training.data, stage='sft', seed=0, batch=3, start=0, stop=5)
     alone = list(load(samples, order, workers=0))
     beside = list(load(samples, order, workers=2))
     assert len(alone) == len(beside) == 5

@@ -19,7 +19,7 @@ def keys_of(run, **options):
     training, data = run
     config = stages.model_config(training, data)
     index = Index.load(data, config)
-    order = Order(index, training.data, seed=0, batch=3, start=0, stop=6, **options)
+    order = Order(index, training.data, stage='sft', seed=0, batch=3, start=0, stop=6, **options)
     return Samples(index, config, training.data), list(order)
 
 

@@ -78,7 +78,7 @@ def test_only_samples_that_cannot_be_read_are_replaced(run):
     config = stages.model_config(training, data)
     index = Index.load(data, config)
     samples = Samples(index, config, training.data)
-    keys = next(iter(Order(index, training.data, seed=0, batch=8, start=0, stop=1)))
+    keys = next(iter(Order(index, training.data, stage='sft', seed=0, batch=8, start=0, stop=1)))
     before = next(load(samples, [keys], 0))
     first = keys[0].frame
     name = f'{index.clips[index.clip[first]]}/camera/rgb_front/{index.frame[first]:05d}.jpg'

@@ -73,7 +73,9 @@ def batches(training, root, stop=6, **options):
     config = stages.model_config(training, root)
     index = Index.load(root, config)
     samples = Samples(index, config, training.data)
-    order = Order(index, training.data, seed=3, batch=4, start=0, stop=stop, **options)
+    order = Order(
+        index, training.data, stage='sft', seed=3, batch=4, start=0, stop=stop, **options
+    )
     keys = [*order, *validation_keys(index, training.data, 4, 2)]
     return list(load(samples, keys, training.data.workers))
 
@@ -102,7 +104,8 @@ def curve(folder):
 @pytest.mark.parametrize('choice', ['label', 'router'])
 def test_shards_give_the_samples_of_the_folder(run, packed, choice):
     training, data = run
-    (data / 'normal_00000/camera/rgb_back/00003.jpg').write_bytes(b'cut')
+    for frame in (3, 4, 5):
+        (data / f'normal_00000/camera/rgb_back/{frame:05d}.jpg').write_bytes(b'cut')
     repacked = packed.with_name('again')
     pack.pack(data, repacked, shard_mb=100.0, bar=False)
     plain = batches(training, data, view_choice=choice)
@@ -245,7 +248,7 @@ def window(shards_=20, heads=4, batch=8, seed=0, frames=2000):
     random = np.random.default_rng(0)
     of = np.sort(random.integers(0, shards_, frames)) * 3  # 0, 3, 6 ...: some have no such frame
     chances = random.random(frames) ** 2 + 0.01
-    return of, chances / chances.sum(), Window(chances / chances.sum(), of, heads, batch, seed)
+    return of, chances / chances.sum(), Window(chances / chances.sum(), of, heads, batch, (seed,))
 
 
 def test_a_step_draws_from_few_shards_and_an_epoch_from_all():
@@ -287,17 +290,21 @@ def test_few_shards_at_once_need_few_on_the_disk(run, packed, cache):
     training = replace(training, data=replace(training.data, shards_at_once=2))
     config = stages.model_config(training, data)
     index = Index.load(packed, config)
-    keys = list(Order(index, training.data, seed=0, batch=4, start=0, stop=30))
+    keys = list(Order(index, training.data, stage='sft', seed=0, batch=4, start=0, stop=30))
     places = [[f for key in batch for f in (key.frame, *key.spares)] for batch in keys]
     used = [{index.shard[clip] for clip in index.clip[frames]} for frames in places]
     learned = {index.shard[i] for i in index.clip[index.split(False, training.data)]}
     assert max(map(len, used)) == 2 and set().union(*used) == learned and len(learned) == 4
-    assert keys[11:] == list(Order(index, training.data, seed=0, batch=4, start=11, stop=30))
+    assert keys[11:] == list(
+        Order(index, training.data, stage='sft', seed=0, batch=4, start=11, stop=30)
+    )
     for enough in (4, 99):  # as many as there are
         config = replace(training.data, shards_at_once=enough)
-        all_ = list(Order(index, config, seed=0, batch=4, start=0, stop=9))
+        all_ = list(Order(index, config, stage='sft', seed=0, batch=4, start=0, stop=9))
         assert (
-            all_ == list(Order(index, run[0].data, seed=0, batch=4, start=0, stop=9)) != keys[:9]
+            all_
+            == list(Order(index, run[0].data, stage='sft', seed=0, batch=4, start=0, stop=9))
+            != keys[:9]
         )
 
 
@@ -306,10 +313,10 @@ def test_shards_at_once_are_two_at_least_and_of_packed_data(run, packed, caplog)
     model = stages.model_config(training, data)
     one, two = (replace(training.data, shards_at_once=number) for number in (1, 2))
     with pytest.raises(ValueError, match='0 .all. or at least 2, not 1'):
-        Order(Index.load(packed, model), one, seed=0, batch=4, start=0, stop=1)
+        Order(Index.load(packed, model), one, stage='sft', seed=0, batch=4, start=0, stop=1)
     index = Index.load(data, model)
-    keys = list(Order(index, two, seed=0, batch=4, start=0, stop=3))
-    assert keys == list(Order(index, training.data, seed=0, batch=4, start=0, stop=3))
+    keys = list(Order(index, two, stage='sft', seed=0, batch=4, start=0, stop=3))
+    assert keys == list(Order(index, training.data, stage='sft', seed=0, batch=4, start=0, stop=3))
     assert 'of no account' in caplog.text
 
 

@@ -88,6 +88,26 @@ def test_runs_from_before_a_setting_go_on_with_what_it_was(run, tmp_path):
     assert done.is_dir()
 
 
+def test_a_run_whose_samples_were_drawn_otherwise_is_not_gone_on_with(run, tmp_path):
+    training, data = run
+    stage = ('router', training, data, tmp_path / 'run')
+    with pytest.raises(loop.Stopped):
+        stages.train(*stage, limits=stages.Limits(bar=False, stop_at=1))
+    path = next((tmp_path / 'run').glob('checkpoint-*')) / checkpoints.STATE
+    state = json.loads(path.read_text())
+    del state['identity']['draws']
+    path.write_text(json.dumps(state))
+    with pytest.raises(ValueError, match='draws: 1 -> 2'):
+        stages.train(*stage, limits=stages.Limits(bar=False))
+    limits = stages.Limits(bar=False)
+    stages.train(*stage, limits=limits, allow_changes=True)
+    path = tmp_path / 'run' / stages.RESULT  # what is done is whole
+    told = json.loads(path.read_text())
+    del told['identity']['draws']
+    path.write_text(json.dumps(told))
+    assert stages.train(*stage, limits=limits).is_dir()
+
+
 def test_a_router_has_as_many_labels_as_mose_where_nothing_else_is_said():
     plain = presets.Training(preset='own', model=presets.preset('nano').model)
     assert plain.router.skill_labels == 2000 and plain.sft.skill_labels == 0

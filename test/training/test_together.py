@@ -86,7 +86,7 @@ def test_parts_of_a_batch_count_by_what_they_know(run):
     config = stages.model_config(training, data)
     index = Index.load(data, config)
     samples = Samples(index, config, training.data)
-    order = list(Order(index, training.data, seed=0, batch=8, start=0, stop=1))
+    order = list(Order(index, training.data, stage='sft', seed=0, batch=8, start=0, stop=1))
     whole = next(load(samples, order, 0)).batch
     halves = [one.batch for one in load(samples, together.deal(order, 2), 0)]
     torch.manual_seed(0)
