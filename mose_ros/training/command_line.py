@@ -43,6 +43,7 @@ def parser(description: str) -> ArgumentParser:
         (_stage if name in STAGES else _OF[name])(one)
         if name == 'router':
             _before(one)
+            _labels(one)
     return whole
 
 
@@ -124,6 +125,15 @@ def _before(one: ArgumentParser) -> None:
     )
 
 
+def _labels(one: ArgumentParser) -> None:
+    one.add_argument(
+        '--labels',
+        type=Path,
+        help='labels.jsonl of `annotate --source clips`, whose frames and skills the routers learn (default: all clips, '
+        'as annotate without --source labels them)',
+    )
+
+
 def _bundle(one: ArgumentParser) -> None:
     _out(one, 'folder of the bundle (default: WORK/bundle)')
     one.add_argument('--name', default='', help='of the bundle (default: that of --out)')
@@ -192,6 +202,7 @@ def _all(one: ArgumentParser) -> None:
     _pool(one)
     _cache(one)
     _before(one)
+    _labels(one)
     _fits(one)
     _bundle(one)
     one.add_argument('--dagger-rounds', type=int, help="rounds (default: the preset's)")

@@ -3,11 +3,12 @@
 It knows nothing of pictures and of batches: `samples` and `batches` do.
 """
 
+import logging
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -19,6 +20,7 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.training import annotate, collect
 from mose_ros.training.config import Data
 
+_LOG = logging.getLogger(__name__)
 UNKNOWN = -1  # a label that no loss looks at
 STANDS = 0.3  # m/s; a slower car is at rest
 BRAKES = 0.6  # a plan that gets less far than this share of going on at the speed of now
@@ -71,11 +73,7 @@ class Index:
                 f'{root}: trajectories of {trajectories.shape[1]} points, the model plans '
                 f'{model.action.horizon}; annotate again'
             )
-        levels = model.mose.levels
-        skills = [
-            [place_of(one[level], levels[level]) for level in levels] for one in column['skills']
-        ]
-        acting = [place_of(one[list(levels)[-1]], model.action.skills) for one in column['skills']]
+        skills, acting = _experts(column['skills'], model)
         return cls(
             root=root,
             clips=names,
@@ -86,14 +84,49 @@ class Index:
             answer=tuple(map(sys.intern, column['answer'])),
             proprio=np.asarray(column['proprio'], np.float32),
             action=trajectories,
-            skills=np.asarray(skills),
-            action_skill=np.asarray(acting),
+            skills=skills,
+            action_skill=acting,
             weight=np.asarray(column['weight'], np.float32),
             family=tuple(map(sys.intern, column['family'])),
             seconds=model.action.horizon * model.action.dt,
             broken=tuple(broken),
             shard=storage.shards_of(root, names),
         )
+
+    def only(
+        self, labels: Mapping[tuple[str, int], Mapping[str, str]], model: DriverConfig
+    ) -> 'Index':
+        """Return the frames that have skill labels, by clip and frame, with these; ValueError where none is here.
+
+        The clips stay, so each is on the side of the split where it was.
+        """
+        names = [
+            (self.clips[clip], int(frame))
+            for clip, frame in zip(self.clip, self.frame, strict=True)
+        ]
+        kept = np.array([place for place, name in enumerate(names) if name in labels], int)
+        if not len(kept):
+            raise ValueError(
+                f'none of {len(labels)} skill labels is of a frame of {self.root}, as {next(iter(labels), None)}; '
+                'name the labels of this data'
+            )
+        if len(kept) < len(labels):
+            _LOG.warning(
+                '%d of %d skill labels are of no annotated frame of %s',
+                len(labels) - len(kept),
+                len(labels),
+                self.root,
+            )
+        skills, acting = _experts([labels[names[place]] for place in kept], model)
+        rows = {
+            one: getattr(self, one)[kept]
+            for one in ('clip', 'frame', 'older', 'proprio', 'action', 'weight')
+        }
+        words = {
+            one: tuple(getattr(self, one)[place] for place in kept)
+            for one in ('camera', 'answer', 'family')
+        }
+        return replace(self, **rows, **words, skills=skills, action_skill=acting)
 
     def camera_places(self, cameras: Sequence[str]) -> Int64[np.ndarray, 'N']:
         """Return where each frame's labelled camera stands among these."""
@@ -169,10 +202,24 @@ class Index:
     ) -> tuple[Int64[np.ndarray, 'M'], Float[np.ndarray, 'M']]:
         """Return the frames of the training clips and the probability of each; of a limited set all are alike."""
         frames = self.split(validation=False, config=config)
+        if not len(frames):
+            raise ValueError(
+                f'{self.root}: none of the {len(self)} frames is of a clip for training'
+            )
         if not skill_labels:
             return frames, self.chances(frames, config)
         frames = self.labelled(frames, skill_labels, seed)
         return frames, np.full(len(frames), 1 / len(frames))
+
+
+def _experts(
+    skills: Sequence[Mapping[str, str]], model: DriverConfig
+) -> tuple[Int64[np.ndarray, 'N S'], Int64[np.ndarray, 'N']]:
+    """Return the experts of skills by level, and the action experts of the last level's."""
+    levels = model.mose.levels
+    places = [[place_of(one[level], levels[level]) for level in levels] for one in skills]
+    acting = [place_of(one[list(levels)[-1]], model.action.skills) for one in skills]
+    return np.asarray(places), np.asarray(acting)
 
 
 def place_in_split(clip: str, seed: int) -> float:

@@ -116,7 +116,7 @@ class Run:
 
     def router(self) -> None:
         """Train the routers; from scratch, the eyes with them."""
-        self._stage('router', self.options.before)
+        self._stage('router', self.options.before, self.options.labels)
 
     def sft(self) -> None:
         """Train the language."""
@@ -127,7 +127,7 @@ class Run:
         name = 'sft' if self.round == 0 else _round_folder(self.round - 1)
         self._stage('action', self.work / name / stages.MODEL)
 
-    def _stage(self, name: str, before: Path | None) -> None:
+    def _stage(self, name: str, before: Path | None, labels: Path | None = None) -> None:
         if before is not None and not before.is_dir():
             raise ValueError(f'{before} is missing; run the stage before {name} first')
         options = self.options
@@ -138,6 +138,7 @@ class Run:
             open_data(self.data, options, self.training),
             folder,
             before=before,
+            labels=labels,
             rounds=self.round,
             limits=stages.Limits(
                 max_minutes=_minutes_of(name, options.max_minutes),

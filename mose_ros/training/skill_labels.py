@@ -2,7 +2,7 @@
 
     python -m mose_ros.training annotate --source coda_lm --data DIR --annotator vlm --url http://host:8000/v1 --model NAME
 
-Writes labels.jsonl (what a router is pre-trained on), report.json and report.txt. Answers of a model are kept one by one as they
+Writes labels.jsonl (of clips: what `router --labels` trains the routers on), report.json and report.txt. Answers of a model are kept one by one as they
 arrive (`data.chat`), so the same command goes on where it was stopped, and pays for nothing twice.
 """
 
@@ -10,7 +10,7 @@ import argparse
 import fcntl
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -193,6 +193,30 @@ def read(path: str | Path, taxonomy: Taxonomy) -> dict[str, dict[str, str]]:
         }
     except (ValueError, KeyError) as error:
         raise ValueError(f'{path}: {error}; label again with this taxonomy') from None
+
+
+def of_frames(
+    path: str | Path, levels: Mapping[str, Sequence[str]]
+) -> dict[tuple[str, int], dict[str, str]]:
+    """Return the labels of clips' frames, by clip and frame, for a network's levels of skills.
+
+    ValueError for labels of other data, which no stage reads, and for another taxonomy.
+    """
+    with open(path, encoding='utf-8') as file:
+        head = json.loads(file.readline())
+    if head['source'] != 'clips':
+        raise ValueError(
+            f"{path} labels {head['source']}; a stage learns from clips, so only clips' labels train at present: "
+            'label some with `annotate --source clips`'
+        )
+    known = {level: sorted(names) for level, names in levels.items()}
+    if {level: sorted(names) for level, names in head['levels'].items()} != known:
+        raise ValueError(
+            f'{path} is of the skills {head["levels"]}, the network of {dict(levels)}; label again with its taxonomy, by --skills'
+        )
+    taxonomy = Taxonomy({level: dict.fromkeys(names, '') for level, names in levels.items()})
+    named = ((name.rpartition(':'), skills) for name, skills in read(path, taxonomy).items())
+    return {(clip, int(frame)): skills for (clip, _, frame), skills in named}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from mose_ros.modeling import driver
 from mose_ros.modeling.batch import LossWeights
 from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver, read_config
-from mose_ros.training import annotate, checkpoints
+from mose_ros.training import annotate, checkpoints, skill_labels
 from mose_ros.training.batches import DRAWS
 from mose_ros.training.config import Data, differences, filled, resolve
 from mose_ros.training.fit import Fit
@@ -83,13 +83,14 @@ def train(
     folder: str | Path,
     *,
     before: str | Path | None = None,
+    labels: str | Path | None = None,
     rounds: int = 0,
     limits: Limits | None = None,
     allow_changes: bool = False,
 ) -> Path:
     """Run the stage `name` to its end and return the folder of its model; at once when that is there already.
 
-    before: the model to begin with, a folder of MoseDriver.save, whose network it is then (`config_of`); none = from scratch. rounds: DAgger rounds to learn from.
+    before: the model to begin with, a folder of MoseDriver.save, whose network it is then (`config_of`); none = from scratch. labels: a labels.jsonl of clips, whose frames and skills alone are learnt from and judged. rounds: DAgger rounds to learn from.
     Raises Stopped at `limits.stop_at`, and ValueError, naming what differs, when the folder holds something else.
     """
     limits = limits or Limits()
@@ -100,7 +101,9 @@ def train(
     config = config_of(before, training) if before else model_config(training, data)
     training = replace(training, model=config)
     index = Index.load(data, config, rounds)
-    identity = _identity(name, training, index, before)
+    if labels:
+        index = index.only(skill_labels.of_frames(labels, config.mose.levels), config)
+    identity = _identity(name, training, index, before, labels)
     if (folder / RESULT).is_file():
         result = json.loads((folder / RESULT).read_text(encoding='utf-8'))
         _compare(folder, result['identity'], identity, allow_changes)
@@ -147,7 +150,7 @@ def tokenizer_of(checkpoint: str | Path | None, root: Anywhere, model: DriverCon
     return own
 
 
-def _identity(name, training: Training, index: Index, before) -> dict:
+def _identity(name, training: Training, index: Index, before, labels) -> dict:
     """Return all that decides what a stage makes."""
     known = json.loads((index.root / annotate.DATASET).read_text(encoding='utf-8'))
     scales = [
@@ -163,6 +166,7 @@ def _identity(name, training: Training, index: Index, before) -> dict:
         'frames': len(index),
         'scales': [round(float(np.sum(scale)), 4) for scale in scales],
         'before': _hash(Path(before)) if before else None,
+        'labels': sha256(labels)[:16] if labels else None,
     }
 
 
@@ -196,6 +200,7 @@ def _as_now(identity: Mapping, new: Mapping) -> dict:
         before = new['before']  # once it was a folder's name, which says nothing
     return {
         'draws': DRAWS,  # what is done is whole, however its samples were drawn
+        'labels': None,
         **identity,
         'settings': filled(identity['settings'], resolve(Stage())),
         'data': filled(identity['data'], resolve(Data())),

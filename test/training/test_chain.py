@@ -210,6 +210,21 @@ def quiet(stop_at=None):
     return stages.Limits(bar=False, stop_at=stop_at, max_minutes=math.inf)
 
 
+def test_routers_are_trained_on_what_an_annotator_labelled(data, tmp_path, caplog):
+    run = ['--preset', 'nano', '--work', str(tmp_path), '--data', str(data), '--quiet']
+    assert command.main(['annotate', *run, '--source', 'clips', '--samples', '12']) == 0
+    labels = tmp_path / 'skills' / 'clips-rules' / 'labels.jsonl'
+    caplog.set_level('INFO')
+    assert command.main(['router', *run, '--labels', str(labels)]) == 0
+    told = json.loads((tmp_path / 'router' / stages.RESULT).read_text(encoding='utf-8'))
+    assert 0 < told['identity']['frames'] <= 12 and told['identity']['labels']
+    assert f'{told["identity"]["frames"]} frames of 4 clips' in caplog.text
+    whole = ['--work', str(tmp_path / 'whole'), '--data', str(data), '--quiet', '--preset', 'nano']
+    assert command.main(['router', *whole]) == 0
+    other = json.loads((tmp_path / 'whole' / 'router' / stages.RESULT).read_text(encoding='utf-8'))
+    assert other['identity']['frames'] > 12 and other['identity']['labels'] is None
+
+
 def test_the_chain_ends_in_a_bundle_that_drives(data, tmp_path):
     run = ['--preset', 'nano', '--work', str(tmp_path), '--data', str(data), '--quiet']
     run += ['--set', 'model.semantic_classes=14']

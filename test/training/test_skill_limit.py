@@ -8,9 +8,14 @@ import pytest
 
 torch = pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
+from mose_ros.core.skills import Taxonomy, default_path  # noqa: E402
 from mose_ros.training import checkpoints, config, loop, presets, stages  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
 from mose_ros.training.samples import Samples  # noqa: E402
+
+CLIPS = ('normal_00000', 'merging_00000', 'merging_00001')  # of `drawn`
+TAXONOMY = Taxonomy.load(default_path())
+LEVELS = {level: TAXONOMY.names(level) for level in TAXONOMY.levels}
 
 
 @pytest.fixture
@@ -106,6 +111,86 @@ def test_a_run_whose_samples_were_drawn_otherwise_is_not_gone_on_with(run, tmp_p
     del told['identity']['draws']
     path.write_text(json.dumps(told))
     assert stages.train(*stage, limits=limits).is_dir()
+
+
+def write_labels(path, skills, source='clips', **levels):
+    """Write what annotate would: a head, and a line a sample; one of them was refused."""
+    known = {level: list(names) for level, names in LEVELS.items()}
+    lines = [{'version': 1, 'source': source, 'levels': {**known, **levels}}]
+    for name, chain in skills.items():
+        chain = dict(zip(LEVELS, chain, strict=True))
+        lines.append({'name': name, 'status': 'labelled', 'skills': chain})
+    lines.append({'name': 'merging_00000:00001', 'status': 'refused', 'skills': {}})
+    path.write_text('\n'.join(json.dumps(line) for line in lines) + '\n', encoding='utf-8')
+    return path
+
+
+SKILLS = {  # of the three clips, so on both sides of the split
+    **{f'{clip}:00002': ('static_obstacle', 'crossing', 'overtaking') for clip in CLIPS},
+    **{f'{clip}:00005': ('vehicle', 'slowing', 'general') for clip in CLIPS},
+    'normal_00009:00000': ('vehicle', 'slowing', 'normal'),  # was not recorded
+}
+
+
+def test_a_router_learns_the_labels_of_a_file_alone(run, tmp_path, monkeypatch, caplog):
+    training, data = run
+    labels = write_labels(tmp_path / 'labels.jsonl', SKILLS)
+    shown, make = [], Samples.__getitem__
+
+    def remember(samples, key):
+        made = make(samples, key)
+        name = samples._index.clips[samples._index.clip[key.frame]]
+        shown.append(
+            (
+                name,
+                int(samples._index.frame[key.frame]),
+                made['skills'].tolist(),
+                int(made['action_skill']),
+            )
+        )
+        return made
+
+    monkeypatch.setattr(Samples, '__getitem__', remember)
+    limits = stages.Limits(bar=False)
+    made = {'limits': limits, 'labels': labels}
+    stages.train('router', training, data, tmp_path / 'run', **made)
+
+    levels = list(LEVELS.values())
+    obstacle = [
+        names.index(skill)
+        for names, skill in zip(levels, SKILLS['normal_00000:00002'], strict=True)
+    ]
+    acting = [name for name in LEVELS['planning'] if name != 'general'].index('overtaking')
+    assert {(frame, tuple(skills), act) for _, frame, skills, act in shown} == {
+        (2, tuple(obstacle), acting),
+        (5, (levels[0].index('vehicle'), levels[1].index('slowing'), 0), -1),
+    }
+    assert {clip for clip, *_ in shown} == set(CLIPS), 'validation has its own'
+    assert '1 of 7 skill labels are of no annotated frame' in caplog.text
+    told = json.loads((tmp_path / 'run' / stages.RESULT).read_text())
+    assert told['identity']['frames'] == 6 and told['validation']['routers'] > 0
+    assert stages.train('router', training, data, tmp_path / 'run', **made).is_dir()
+    with pytest.raises(ValueError, match='labels: .* -> None; frames: 6 -> 24'):
+        stages.train('router', training, data, tmp_path / 'run', limits=limits)
+    write_labels(labels, {**SKILLS, 'normal_00000:00002': ('vehicle', 'slowing', 'normal')})
+    with pytest.raises(ValueError, match='labels: '):
+        stages.train('router', training, data, tmp_path / 'run', **made)
+
+
+@pytest.mark.parametrize(
+    ('skills', 'more', 'message'),
+    [
+        (SKILLS, {'source': 'coda_lm'}, "labels coda_lm; .* only clips' labels train at present"),
+        (SKILLS, {'planning': ['general', 'hover']}, 'hover.*label again with its taxonomy'),
+        ({'normal_00009:00000': SKILLS['normal_00009:00000']}, {}, 'none of 1 skill labels is of'),
+        ({'normal_00000:00000': ('vehicle', 'slowing', 'hover')}, {}, "no skill 'hover' on level"),
+    ],
+)
+def test_labels_of_something_else_are_refused(run, tmp_path, skills, more, message):
+    training, data = run
+    labels = write_labels(tmp_path / 'labels.jsonl', skills, **more)
+    with pytest.raises(ValueError, match=message):
+        stages.train('router', training, data, tmp_path / 'run', labels=labels)
 
 
 def test_a_router_has_as_many_labels_as_mose_where_nothing_else_is_said():
