@@ -23,6 +23,8 @@ from tqdm import tqdm
 
 from mose_ros.core.files import write_json, write_text
 from mose_ros.data import storage
+from mose_ros.training import presets
+from mose_ros.training.config import override
 
 _LOG = logging.getLogger(__name__)
 LOG, RESULT = 'log.txt', 'result.json'
@@ -131,6 +133,12 @@ class Ablation:
             raise ValueError(f'no row {unknown}; choose of {", ".join(self.known.rows)}')
         if not all(0 < share <= 1 for share in self.shares):
             raise ValueError(f'shares are above 0 and at most 1, not {list(self.shares)}')
+        first = override(presets.preset(self.preset), self.settings).router
+        if first.trainable != 'all':
+            raise ValueError(
+                f'a table trains each network from nothing, and {self.preset} moves {first.trainable} of one that is there; '
+                'make each row by hand: `convert HF_DIR --out DIR --set ...`, then the stages with --before DIR'
+            )
         if self.processes < 1:
             raise ValueError(f'{self.processes} processes train nothing; use 1 or more')
 

@@ -42,7 +42,6 @@ def parser(description: str) -> ArgumentParser:
         _run(one)
         (_stage if name in STAGES else _OF[name])(one)
         if name == 'router':
-            _before(one)
             _labels(one)
     return whole
 
@@ -121,7 +120,8 @@ def _before(one: ArgumentParser) -> None:
     one.add_argument(
         '--before',
         type=Path,
-        help='the model that the first stage begins with, as convert makes it (default: from nothing)',
+        help='the model to begin with, as convert makes it; of `all`, the first stage (default: that of the stage before in '
+        'WORK; the first: from nothing)',
     )
 
 
@@ -185,6 +185,7 @@ def _stage(one: ArgumentParser) -> None:
     _work(one)
     _cache(one)
     _round(one)
+    _before(one)
     _fits(one)
 
 

@@ -70,6 +70,8 @@ class Run:
         self.bar = not options.quiet
         self.round = options.round
         self.labelling = skill_labels.from_options(options) if options.verb == 'annotate' else None
+        if options.verb == 'all':
+            self._before(STAGES[0], None)  # rather than after hours of recording
         if self.labelling is not None and options.address:
             raise ValueError('--address is for annotate without --source and --annotator')
 
@@ -116,7 +118,7 @@ class Run:
 
     def router(self) -> None:
         """Train the routers; from scratch, the eyes with them."""
-        self._stage('router', self.options.before, self.options.labels)
+        self._stage('router', None, self.options.labels)
 
     def sft(self) -> None:
         """Train the language."""
@@ -128,9 +130,7 @@ class Run:
         self._stage('action', self.work / name / stages.MODEL)
 
     def _stage(self, name: str, before: Path | None, labels: Path | None = None) -> None:
-        if before is not None and not before.is_dir():
-            raise ValueError(f'{before} is missing; run the stage before {name} first')
-        options = self.options
+        options, before = self.options, self._before(name, before)
         folder = self.work / (_round_folder(self.round) if name == 'action' else name)
         stages.train(
             name,
@@ -148,6 +148,29 @@ class Run:
             ),
             allow_changes=options.allow_changes,
         )
+
+    def _before(self, name: str, last: Path | None) -> Path | None:
+        """Return the model that a stage begins with: --before, that of the last stage, or none; ValueError where it can't begin."""
+        asked, preset = self.options.before, self.training.preset
+        before = (asked if self.options.verb == name or last is None else None) or last
+        trains = getattr(self.training, name).trainable
+        if before is None and trains != 'all':
+            raise ValueError(
+                f'{name} of {preset} moves {trains} of a network that is there: name that by --before, '
+                'as `convert HF_DIR --out DIR` makes it'
+            )
+        if before is None:
+            return None
+        if not before.is_dir():
+            raise ValueError(
+                f'{before} is missing; run the stage before {name} first, or name by --before the model to begin with'
+            )
+        if trains == 'routers' and stages.config_of(before, self.training).mose.routing != 'skill':
+            raise ValueError(
+                f'{name} of {preset} moves skill routers alone, of which {before} has none; '
+                f'it needs no such stage: go on with `sft --before {before}`'
+            )
+        return before
 
     def export(self) -> None:
         """Write the bundle of the newest model, or of --checkpoint, proven against PyTorch."""

@@ -16,8 +16,9 @@ F1 = {'SFT': 0.5, 'MoSE': 0.75}
 
 def language(tmp_path, **changes):
     given = {'shares': (0.5, 1.0), 'seeds': (0, 1), 'only': ROWS, 'bar': False, **changes}
+    given = {'preset': 'nano', **given}
     return ablate.Ablation(
-        table='language', preset='nano', work=tmp_path / 'work', data=tmp_path / 'data', **given
+        table='language', work=tmp_path / 'work', data=tmp_path / 'data', **given
     )
 
 
@@ -137,6 +138,7 @@ def test_every_row_names_a_run_of_its_own(table):
         ({'only': ('GPT',)}, "no row .'GPT'.; choose of SFT"),
         ({'shares': (0.0,)}, 'shares are above 0'),
         ({'processes': 0}, '0 processes'),
+        ({'preset': 'qwen2vl_2b'}, 'moves routers of one that is there; make each row by hand'),
     ],
 )
 def test_wrong_wishes_are_named(tmp_path, changes, message):

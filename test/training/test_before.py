@@ -10,12 +10,14 @@ pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[
 import torch  # noqa: E402
 
 from mose_ros.core.bundle import TOKENIZER  # noqa: E402
+from mose_ros.core.prompt import Tokenizer  # noqa: E402
 from mose_ros.modeling import config as modeling_config  # noqa: E402
 from mose_ros.modeling.driver import MoseDriver, read_config  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import annotate, presets, stages  # noqa: E402
+from mose_ros.training import annotate, convert, presets, stages  # noqa: E402
 from mose_ros.training.config import resolve  # noqa: E402
 from mose_ros.training.fit import Fit  # noqa: E402
+from test.training.test_convert import SMALL, qwen2vl  # noqa: E402
 
 
 @pytest.fixture
@@ -152,6 +154,92 @@ def test_another_network_of_the_same_name_is_another_run(wide, tmp_path, capsys)
     told['identity']['before'] = 'wide'
     path.write_text(json.dumps(told), encoding='utf-8')
     assert begin(data, moved, tmp_path / 'run') == 0
+
+
+@pytest.fixture
+def qwen(drawn, tmp_path):
+    """Return the data, and the folder of a small random Qwen2-VL that knows its words."""
+    _, data = drawn
+    words = data / annotate.TOKENIZER
+    network = qwen2vl(vocab_size=Tokenizer.load(words).vocab_size)
+    network.config.image_token_id = Tokenizer.load(words).image_id
+    network.save_pretrained(tmp_path / 'qwen')
+    (tmp_path / 'qwen' / TOKENIZER).write_bytes(words.read_bytes())
+    return data, tmp_path / 'qwen'
+
+
+def short(verb, preset, data, work, *more):
+    run = [verb, '--preset', preset, '--work', str(work), '--data', str(data), '--quiet']
+    settings = ['data.workers=0', 'data.validation_share=0.5']
+    for stage in presets.STAGES:
+        settings += [f'{stage}.{one}' for one in ('steps=2', 'batch_size=4', 'warmup=1')]
+        settings += [f'{stage}.validate_samples=4', f'{stage}.learning_rate=0.01']
+    return command.main([*run, *(word for one in settings for word in ('--set', one)), *more])
+
+
+def moved(before, after):
+    """Return which weights are others."""
+    was, now = (MoseDriver.load(folder).state_dict() for folder in (before, after))
+    return {name for name, value in was.items() if not torch.equal(value, now[name])}
+
+
+@pytest.mark.parametrize(
+    ('variant', 'settings'),
+    [('sft', ['mose.routing=none']), ('moe_41', ['mose.routing=token', 'mose.token_experts=4'])],
+)
+def test_a_baseline_of_a_qwen2vl_needs_no_stage_of_routers(
+    qwen, tmp_path, capsys, variant, settings
+):
+    data, source = qwen
+    made = tmp_path / 'made'
+    convert.convert(source, made, settings=[*SMALL, 'action.horizon=6', *settings])
+    preset, work = f'qwen2vl_2b+{variant}', tmp_path / 'work'
+    begins = ['--before', str(made)]
+    for verb in ('router', 'all'):
+        assert short(verb, preset, data, work, *begins) == 1
+        assert (
+            f'has none; it needs no such stage: go on with `sft --before {made}`'
+            in capsys.readouterr().err
+        )
+    assert short('sft', preset, data, work) == 1
+    assert 'run the stage before sft first, or name by --before' in capsys.readouterr().err
+
+    assert short('sft', preset, data, work, *begins) == 0
+    assert short('action', preset, data, work) == 0
+
+    learned = moved(made, work / 'sft' / stages.MODEL)
+    assert learned and all('.mlp.' in name for name in learned), 'the blocks alone'
+    acted = moved(work / 'sft' / stages.MODEL, work / 'action' / stages.MODEL)
+    assert any(name.startswith('action_expert.') for name in acted)
+    assert read_config(work / 'action' / stages.MODEL) == read_config(made)
+
+
+def test_a_large_network_has_to_be_there(drawn, tmp_path, capsys):
+    _, data = drawn
+    for verb in ('router', 'all'):
+        assert short(verb, 'qwen2vl_2b', data, tmp_path) == 1
+        assert (
+            'router of qwen2vl_2b moves routers of a network that is there'
+            in capsys.readouterr().err
+        )
+    assert not (tmp_path / 'router').exists()
+
+
+def test_a_widened_network_keeps_its_routers(drawn, tmp_path):
+    _, data = drawn
+    one, wide = tmp_path / 'one', tmp_path / 'wide'
+    assert short('router', 'nano', data, one) == 0
+    convert.widen(one / 'router' / stages.MODEL, wide)
+    choice = ['--before', str(wide), '--set', 'sft.trainable=experts']
+    assert short('sft', 'nano+groups', data, tmp_path / 'two', *choice) == 0
+    learned = moved(wide, tmp_path / 'two' / 'sft' / stages.MODEL)
+    assert any('image_experts' in name for name in learned)
+    assert not any('router' in name for name in learned)
+    assert short('sft', 'nano', data, one) == 0, 'without --before it is the stage before'
+    assert any(
+        'router' in name
+        for name in moved(one / 'router' / stages.MODEL, one / 'sft' / stages.MODEL)
+    )
 
 
 def test_the_large_preset_moves_what_the_papers_move():

@@ -47,7 +47,7 @@ def test_the_documentation_shows_nearly_every_verb():
     [
         ('router', '--table language'),
         ('collect', '--precision fp16'),
-        ('sft', '--before DIR'),
+        ('sft', '--labels FILE'),
         ('export', '--seeds 0-3'),
         ('ablate --table language', '--cache DIR'),
         ('convert HF_DIR', '--work DIR'),
