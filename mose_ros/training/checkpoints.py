@@ -13,6 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from mose_ros.core.files import write_json
+from mose_ros.training import together
 from mose_ros.training.learner import Learner
 
 STATE = 'state.json'
@@ -22,10 +23,17 @@ CHECKPOINT = 'checkpoint-'
 def save(
     folder: Path, step: int, learner: Learner, state: Mapping[str, Any], accelerator: Accelerator
 ) -> None:
-    """Write a checkpoint beside the last one, then remove that. All processes call it; `state` is the leader's."""
+    """Write a checkpoint beside the last one, then remove that. All processes call it; `state` is the leader's.
+
+    Of the same step it has the same weights, so those stay where they are.
+    """
     final = folder / f'{CHECKPOINT}{step:07d}'
     partial = final.with_name(final.name + '.partial')
     leads = accelerator.is_main_process
+    if together.anyone(accelerator, leads and final.is_dir()):
+        if leads:
+            write_json(final / STATE, {'step': step, **state})
+        return
     if leads:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -34,7 +42,6 @@ def save(
     accelerator.wait_for_everyone()
     if leads:
         write_json(partial / STATE, {'step': step, **state})
-        shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         remove(folder, but=final)
 

@@ -1,6 +1,7 @@
 """What a stage tells while it trains: means since the last line as JSON lines and for TensorBoard, and what could not be read."""
 
 import json
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,9 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from mose_ros.core.files import write_text
+
+_LOG = logging.getLogger(__name__)
 METRICS = 'metrics.jsonl'
 
 
@@ -77,8 +81,20 @@ class Journal:
     def forget(self, step: int) -> None:
         """Drop the lines behind a step: it is done again."""
         lines = self.path.read_text(encoding='utf-8').splitlines() if self.path.is_file() else []
-        kept = [line for line in lines if json.loads(line)['step'] <= step]
-        self.path.write_text(''.join(f'{line}\n' for line in kept), encoding='utf-8')
+        kept = []
+        for number, line in enumerate(lines, 1):
+            try:
+                done = json.loads(line)['step'] <= step
+            except (ValueError, KeyError, TypeError):
+                if number < len(lines):
+                    raise ValueError(
+                        f'{self.path}: line {number} is none of ours; remove it'
+                    ) from None
+                _LOG.warning('%s: dropped its last line, which is torn', self.path)
+                continue
+            if done:
+                kept.append(line)
+        write_text(self.path, ''.join(f'{line}\n' for line in kept))
 
 
 def _flat(values: Mapping[str, Any], path: str = '') -> Iterator[tuple[str, float]]:
