@@ -28,7 +28,7 @@ EXTRAS = {  # room: what it needs beside the core
         'tensorboard',
         'torch',
         'tqdm',
-        'transformers',
+        'transformers>=5.18',  # what modeling takes from it; 5.16 has other rotary positions
     ],
     'cluster': ['ray'],  # collecting and annotating on several machines
     'test': [

@@ -112,7 +112,9 @@ def _fits(one: ArgumentParser) -> None:
         '--max-minutes', default='', help='of each stage, as 30 or router=10,sft=10,action=40'
     )
     one.add_argument('--threads', type=int, default=0, help='of torch (default: all cores)')
-    one.add_argument('--device', default='cpu', help='of torch, as cpu or cuda (%(default)s)')
+    one.add_argument(
+        '--device', default='cpu', help='of torch, as cpu, cuda or cuda:1 (%(default)s)'
+    )
     one.add_argument('--allow-changes', action='store_true', help='go on with other settings')
 
 

@@ -31,13 +31,15 @@ TINY = 1e-30
 def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accelerator:
     """Meet the processes that the launcher started, or be alone; logs for TensorBoard go into the folder.
 
-    ValueError where the launcher asks for DeepSpeed.
+    device: as cpu, cuda or, of a process that is alone, cuda:1. ValueError where it is not there, and where the launcher asks for
+    DeepSpeed.
     """
     if os.environ.get(DEEPSPEED, '').lower() == 'true':
         raise ValueError(
             'DeepSpeed is not supported by the stages (docs/method.md says why); for weights in pieces launch with '
             '--config_file config/accelerate/fsdp.yaml'
         )
+    asked = _device(device)
     # each stage has its own precision; Accelerate remembers that of the last one, for good
     AcceleratorState._reset_state(reset_partial_state=True)
     waits = 'MASTER_PORT' in os.environ and 'RANK' not in os.environ
@@ -55,8 +57,8 @@ def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accel
         broadcast_buffers=False,
     )
     with patch_environment(**{FSDP: 'false'}):  # `sharding.py` does what the launcher asks for
-        return Accelerator(
-            cpu=torch.device(device).type == 'cpu',
+        accelerator = Accelerator(
+            cpu=asked.type == 'cpu',
             mixed_precision='bf16' if bfloat16 else 'no',
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=accumulate, sync_with_dataloader=False
@@ -65,6 +67,29 @@ def join(folder: Path, *, device: str, bfloat16: bool, accumulate: int) -> Accel
             log_with='tensorboard',
             project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         )
+    if accelerator.device.type != asked.type:
+        raise ValueError(
+            f'--device {device}: this machine has {accelerator.device.type} only, or torch cannot use more'
+        )
+    return accelerator
+
+
+def _device(name: str) -> torch.device:
+    """Return a device, and make it the one that `cuda` alone means where it has a number; ValueError where it can't be had."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f'--device {name!r}: expected cpu, cuda or cuda:N') from None
+    if device.type != 'cuda' or device.index is None:
+        return device
+    if int(os.environ.get('WORLD_SIZE', '1')) > 1:
+        raise ValueError(
+            f'--device {name}: of several processes each takes a GPU of its own; say --device cuda'
+        )
+    if device.index >= (count := torch.cuda.device_count()):
+        raise ValueError(f'--device {name}: torch sees {count} GPUs, counted from 0')
+    torch.cuda.set_device(device)
+    return device
 
 
 def deal(batches: Iterable[Sequence], parts: int, rank: int = 0, size: int = 1) -> Iterator[list]:

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -183,3 +184,32 @@ def test_a_batch_that_does_not_divide_is_refused():
     assert list(together.deal([[1, 2, 3]], 2, rank=1, size=2)) == [[2]]
     with pytest.raises(ValueError, match='batch of 3 does not divide among 4'):
         next(together.deal([[1, 2, 3]], 4))
+
+
+def test_the_device_that_is_asked_for_is_taken_or_refused(tmp_path, monkeypatch):
+    def join(device):
+        return together.join(tmp_path, device=device, bfloat16=False, accumulate=1).device
+
+    assert join('cpu').type == 'cpu'
+    taken = []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.cuda, 'set_device', taken.append)
+    with monkeypatch.context() as there:
+        cuda = SimpleNamespace(device=torch.device('cuda'))
+        there.setattr(together, 'Accelerator', lambda **_: cuda)
+        join('cuda')
+        assert not taken
+        join('cuda:1')
+        assert taken == [torch.device('cuda:1')]
+        there.setattr(
+            together, 'Accelerator', lambda **_: SimpleNamespace(device=torch.device('cpu'))
+        )
+        with pytest.raises(ValueError, match='--device cuda: this machine has cpu only'):
+            join('cuda')
+    with pytest.raises(ValueError, match='--device cuda:2: torch sees 2 GPUs, counted from 0'):
+        join('cuda:2')
+    with pytest.raises(ValueError, match="--device 'gpu': expected cpu, cuda or cuda:N"):
+        join('gpu')
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    with pytest.raises(ValueError, match='each takes a GPU of its own; say --device cuda'):
+        join('cuda:1')
