@@ -23,12 +23,14 @@ from tqdm import tqdm
 
 from mose_ros.core.files import write_json, write_text
 from mose_ros.data import storage
-from mose_ros.training import presets
+from mose_ros.training import plan_times, presets
 from mose_ros.training.config import override
+from mose_ros.training.plan_times import PlanTimes
 
 _LOG = logging.getLogger(__name__)
-LOG, RESULT = 'log.txt', 'result.json'
+LOG, RESULT, BUNDLE = 'log.txt', 'result.json', 'bundle'
 ROUTES = '20000-20004'  # seeds that are driven in closed loop
+TIMED = 'plan_ms'  # a figure that is taken of all cells together
 TAIL = 1500  # characters of a log that an error shows
 
 
@@ -71,7 +73,7 @@ TABLES = {
         stages=('router', 'sft', 'action'),
         shares=(1.0,),
         seeds=(0, 1, 2),
-        figures=('success_rate', 'driving_score', 'plan_ms'),
+        figures=('success_rate', 'driving_score', TIMED),
     ),
 }
 
@@ -170,7 +172,7 @@ class Ablation:
         changes = [f'data.share={share:g}', *(f'{one}.seed={seed}' for one in self.known.stages)]
         for change in (*self.settings, *changes):
             common += ['--set', change]
-        last, bundle = self.known.stages[-1], str(folder / 'bundle')
+        last, bundle = self.known.stages[-1], str(folder / BUNDLE)
         train = 'mose_ros.training'
         return Cell(
             row=row,
@@ -217,7 +219,17 @@ def ablate(ablation: Ablation) -> Path:
         finally:
             for future in futures:
                 future.cancel()
-    return write(ablation, cells)
+    return write(ablation, cells, _times(ablation, cells))
+
+
+def _times(ablation: Ablation, cells: Sequence[Cell]) -> PlanTimes | None:
+    """Time the bundles of all cells that are made, whenever they were, where the table asks for it."""
+    bundles = {
+        cell.folder.name: cell.folder / BUNDLE for cell in cells if cell.result() is not None
+    }
+    if TIMED not in ablation.known.figures or not bundles:
+        return None
+    return plan_times.measure(bundles, ablation.data)
 
 
 def _record_data(ablation: Ablation) -> None:
@@ -303,17 +315,16 @@ def _of_driving(judged: Mapping[str, Any]) -> dict[str, float]:
     return {
         'success_rate': driven['success_rate'],
         'driving_score': driven['driving_score'],
-        'plan_ms': driven['plan_ms']['p50'],
         'routes': driven['count'],
         **families,
     }
 
 
-def write(ablation: Ablation, cells: Sequence[Cell]) -> Path:
-    """Write what is made so far, as JSON, as a table and as a picture; return the JSON's path."""
+def write(ablation: Ablation, cells: Sequence[Cell], times: PlanTimes | None = None) -> Path:
+    """Write what is made so far, as JSON, as a table and as a picture; return the JSON's path. Without `times` nothing is said of them."""
     from mose_ros.training.figures import draw_table, save  # matplotlib takes a second to load
 
-    made = [found for cell in cells if (found := cell.result()) is not None]
+    made = [_timed(cell, found, times) for cell in cells if (found := cell.result()) is not None]
     rows = list(_summaries(made))
     path = ablation.folder.with_suffix('.json')
     table = {
@@ -321,16 +332,26 @@ def write(ablation: Ablation, cells: Sequence[Cell]) -> Path:
         'preset': ablation.preset,
         'settings': list(ablation.settings),
         'figures': list(ablation.known.figures),
+        'measured': str(times) if times else '',
         'made': len(made),
         'of': len(cells),
         'rows': rows,
         'cells': made,
     }
     write_json(path, table)
-    write_text(path.with_suffix('.md'), markdown(rows, ablation.known.figures))
+    text = markdown(rows, ablation.known.figures)
+    write_text(path.with_suffix('.md'), f'{text}\n{times}\n' if times else text)
     if made:
         save(draw_table(table), path.with_suffix('.png'))
     return path
+
+
+def _timed(cell: Cell, found: Mapping[str, Any], times: PlanTimes | None) -> dict[str, Any]:
+    """Return a cell's result with its time per plan; what an older one says of that was taken beside other cells."""
+    own = {name: value for name, value in found['figures'].items() if name != TIMED}
+    if times:
+        own[TIMED] = times.p50_ms[cell.folder.name]
+    return {**found, 'figures': own}
 
 
 def _summaries(made: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

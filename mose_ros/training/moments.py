@@ -55,9 +55,12 @@ def spread(root: Path, counts: Sequence[int]) -> list[list[Path]]:
 
 
 def recorded_moments(
-    folders: Sequence[Path], cameras: Sequence[str], gap: float, size: tuple[int, int]
+    folders: Sequence[Path],
+    cameras: Sequence[str],
+    gap: float,
+    size: tuple[int, int] | None = None,
 ) -> list[Observation]:
-    """Return two moments, `gap` seconds apart, from the middle of each clip; pictures have the (width, height) of a view.
+    """Return two moments, `gap` seconds apart, from the middle of each clip; pictures have this (width, height), or that of the recording.
 
     Clips without all of the cameras and those that cannot be read are left out; none may be left.
     """
@@ -69,7 +72,9 @@ def recorded_moments(
             for index in (max(0, now - round(gap / clip.frame_dt)), now):
                 scene, images = clip.scene(index), clip.images(index)
                 if set(cameras) <= set(images):
-                    images = {name: vision.resize(images[name], *size) for name in cameras}
+                    images = {name: images[name] for name in cameras}
+                    if size:
+                        images = {n: vision.resize(one, *size) for n, one in images.items()}
                     moments.append(
                         Observation(
                             time=1000.0 * number + scene.time,  # clips are far from one another

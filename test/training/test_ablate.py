@@ -1,5 +1,6 @@
 """A table of networks that differ in one thing, made of plain commands; what is done is kept."""
 
+import dataclasses
 import json
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 
 pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
 
-from mose_ros.training import ablate, presets  # noqa: E402
+from mose_ros.training import ablate, plan_times, presets  # noqa: E402
 from mose_ros.training.figures import draw_table  # noqa: E402
 
 ROWS = ('SFT', 'MoSE')
@@ -30,7 +31,7 @@ def typed(monkeypatch):
     def run(command, log, alone):
         commands.append(list(command))
         value = dict(pairwise(command))
-        if command[1] in ('router', 'sft'):
+        if command[1] in ('router', 'sft', 'action'):
             stage = log.parent / command[1] / 'stage.json'
             stage.parent.mkdir(parents=True, exist_ok=True)
             stage.write_text(json.dumps({'steps': 2, 'minutes': 0.1}))
@@ -40,6 +41,11 @@ def typed(monkeypatch):
             result = {'f1': dict.fromkeys(('perception', 'planning'), f1), 'frames': 7}
             (log.parent / 'language.json').write_text(json.dumps({**result, 'commit': 'abc'}))
             assert value['--json'].endswith('language.json')
+        if command[1] == 'closed-loop':
+            driven = {'success_rate': 0.5, 'driving_score': 60.0, 'count': 35, 'families': {}}
+            driven['plan_ms'] = {'p50': 99.0}  # beside others
+            made = {'policies': {'bundle': driven}, 'commit': 'abc'}
+            (log.parent / 'driving.json').write_text(json.dumps(made))
 
     monkeypatch.setattr(ablate, '_run', run)
     return commands
@@ -101,6 +107,45 @@ def test_what_is_made_is_kept_until_its_commands_change(typed, tmp_path):
     before = len(typed)
     ablate.ablate(language(tmp_path, shares=(1.0,), seeds=(0,), settings=('sft.steps=3',)))
     assert sum('sft.steps=3' in command for command in typed[before:]) == 6  # 2 cells, 3 commands
+
+
+def test_plans_are_timed_together_when_all_else_is_done(typed, tmp_path, monkeypatch):
+    rows = ('Drive-pi0 (front only)', 'routed views (MoSE)')
+    table = ablate.Ablation(
+        table='driving',
+        preset='nano',
+        work=tmp_path,
+        data=tmp_path,
+        only=rows,
+        seeds=(0,),
+        bar=False,
+    )
+    old, new = table.cells()
+    monkeypatch.setattr(plan_times, 'measure', lambda *_: None)
+    ablate.ablate(dataclasses.replace(table, only=rows[:1]))  # as an older version left it
+    told = json.loads((old.folder / ablate.RESULT).read_text())
+    told['figures']['plan_ms'] = 8.76
+    (old.folder / ablate.RESULT).write_text(json.dumps(told))
+    measured = []
+
+    def measure(bundles, data):
+        measured.append((dict(bundles), len(typed)))
+        p50 = {name: 10.0 + len(name) for name in bundles}
+        return plan_times.PlanTimes(p50_ms=p50, plans=200, moments=50, threads=2)
+
+    monkeypatch.setattr(plan_times, 'measure', measure)
+    before = len(typed)
+    made = json.loads(ablate.ablate(table).read_text())
+    bundles = {one.folder.name: one.folder / 'bundle' for one in (old, new)}
+    assert measured == [(bundles, len(typed))] and len(typed) > before, 'after all commands'
+    times = [one['figures']['plan_ms'] for one in made['cells']]
+    assert times == [10.0 + len(one.folder.name) for one in (old, new)] != [8.76, 99.0]
+    assert made['measured'].startswith('plan_ms: median of 200 plans on 50 recorded moments')
+    assert made['measured'] in (tmp_path / 'driving.md').read_text()
+    assert 'plan_ms' not in json.loads((new.folder / ablate.RESULT).read_text())['figures']
+    ablate.write(table, table.cells())  # while cells are made, nothing is said of it
+    between = json.loads((tmp_path / 'driving.json').read_text())
+    assert not between['measured'] and 'plan_ms' not in between['rows'][0]['mean']
 
 
 def test_a_table_can_record_its_own_clips(typed, tmp_path):

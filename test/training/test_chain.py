@@ -16,7 +16,7 @@ from mose_ros.core.bundle import Manifest  # noqa: E402
 from mose_ros.core.prompt import IM_END, Tokenizer  # noqa: E402
 from mose_ros.data.clips import ClipReader  # noqa: E402
 from mose_ros.training import __main__ as command  # noqa: E402
-from mose_ros.training import annotate, collect, journal, loop, presets, stages  # noqa: E402
+from mose_ros.training import annotate, collect, journal, loop, plan_times, presets, stages  # noqa: E402
 from mose_ros.training.batches import Order, load  # noqa: E402
 from mose_ros.training.config import Collect  # noqa: E402
 from mose_ros.training.index import Index  # noqa: E402
@@ -239,6 +239,9 @@ def test_the_chain_ends_in_a_bundle_that_drives(data, tmp_path):
     assert json.loads(report.read_text(encoding='utf-8'))['parity'] == manifest.parity
     assert manifest.training['preset'] == 'nano' and manifest.data['clips'] == 4
     assert set(manifest.quality['minutes']) == set(presets.STAGES)
+    times = plan_times.measure({'one': bundle, 'again': bundle}, data, plans=3, warmup=1)
+    assert set(times.p50_ms) == {'one', 'again'} and min(times.p50_ms.values()) > 0
+    assert times.moments == 2 * 4
     driven = Collect(
         families=('normal',), seeds='5', processes=1, max_seconds=2.0, software_share=1.0,
         policy=str(tmp_path / 'bundle'), round=1, expert_share=0.0,
