@@ -54,6 +54,9 @@ class _Tree:
     leaves: Sequence[_Leaf]
     root: tuple  # a condition and its two ways, each again such a tuple or the place of a leaf
     arithmetic: Sequence[NodeProto]  # that branches do with the number
+    constants: Mapping[
+        str, TensorProto
+    ]  # that they compare it with, where they hold these themselves
 
 
 class _Finder:
@@ -84,7 +87,7 @@ class _Finder:
         """Return the leaf that each number leads to, by reckoning with it as the graph does."""
         graph = self._graph
         nodes, asked = list(tree.arithmetic), [name for name, *_ in _conditions(tree.root)]
-        have = {name for one in nodes for name in one.output} | {decision}
+        have = {name for one in nodes for name in one.output} | tree.constants.keys() | {decision}
         todo = [*asked, *(name for one in nodes for name in one.input)]
         while todo:
             name = todo.pop()
@@ -102,7 +105,9 @@ class _Finder:
             todo += nodes[-1].input
         outputs = [onnx.ValueInfoProto(name=name) for name in asked]
         info = graph.info(decision)
-        reckon = ReferenceEvaluator(graph.part('order', in_order(nodes), [info], outputs))
+        part = graph.part('order', in_order(nodes), [info], outputs)
+        part.graph.initializer.extend(tree.constants.values())
+        reckon = ReferenceEvaluator(part)
         found = []
         for number in range(len(tree.leaves)):
             given = np.full(sizes_of(info), number, port_of(info).dtype)
@@ -183,6 +188,7 @@ class _Finder:
 def _tree(node: NodeProto) -> _Tree:
     leaves: list[_Leaf] = []
     arithmetic: list[NodeProto] = []
+    constants: dict[str, TensorProto] = {}
 
     def walk(one: NodeProto, weights):
         branches = {a.name: a.g for a in one.attribute if a.type == AttributeProto.GRAPH}
@@ -199,11 +205,15 @@ def _tree(node: NodeProto) -> _Tree:
             if len(inner) > 1 or any(n.op_type not in (*INDEX, 'Constant') for n in rest):
                 raise Uncut(f'{one.name}: a branch does more than choose')
             arithmetic.extend(rest)
+            read = {name for n in rest for name in n.input}
+            for held in (w for w in branch.initializer if w.name in read):
+                if constants.setdefault(held.name, held) != held:
+                    raise Uncut(f'{one.name}: its branches mean two things by {held.name}')
             ways.append(walk(inner[0], own))
         return one.input[0], *ways
 
     root = walk(node, {})
-    return _Tree(leaves=leaves, root=root, arithmetic=arithmetic)
+    return _Tree(leaves=leaves, root=root, arithmetic=arithmetic, constants=constants)
 
 
 def _conditions(tree) -> Iterator[tuple]:

@@ -42,26 +42,34 @@ def expert(x, out, seed, kind=np.float16, op='MatMul'):
     return helper.make_graph(nodes, out, [], [info], own)
 
 
-def tree(x, number, first, count, name, leaf, shift=0):
-    """Return the nodes that choose one of `count` experts by a number that each level counts from its own first."""
+def tree(x, number, first, count, name, leaf, begin=None):
+    """Return the nodes that choose one of `count` experts by a number, which each level counts from its own first.
+
+    begin: the first expert's number, where levels hold what they compare it with and hand it down as it is.
+    """
     if count == 1:
         raise ValueError('a tree has two branches')
     half = count // 2
     branches = []
-    for side, (begin, size, less) in enumerate(((0, half, 0), (half, count - half, half))):
-        inside, sub = f'{name}{side}', number
+    for side, (skip, size) in enumerate(((0, half), (half, count - half))):
+        inside, sub, held = f'{name}{side}', number, []
         if size == 1:
-            branches.append(leaf(x, f'{inside}_out', first + begin))
+            branches.append(leaf(x, f'{inside}_out', first + skip))
             continue
         nodes = []
-        if less:
-            nodes.append(helper.make_node('Sub', [number, f'c{less}'], [f'{inside}_n']))
+        if begin is not None:
+            border = np.array(begin + skip + size // 2)
+            held.append(numpy_helper.from_array(border, f'{inside}_border'))
+        elif skip:
+            nodes.append(helper.make_node('Sub', [number, f'c{skip}'], [f'{inside}_n']))
             sub = f'{inside}_n'
-        nodes += tree(x, sub, first + begin, size, inside, leaf)
+        below = None if begin is None else begin + skip
+        nodes += tree(x, sub, first + skip, size, inside, leaf, below)
         info = helper.make_tensor_value_info(f'{inside}_out', TensorProto.FLOAT, None)
-        branches.append(helper.make_graph(nodes, inside, [], [info]))
+        branches.append(helper.make_graph(nodes, inside, [], [info], held))
+    border = f'{name}_border' if begin is not None and len(name) > 2 else f'c{half}'
     return [
-        helper.make_node('Less', [number, f'c{half}'], [f'{name}_less']),
+        helper.make_node('Less', [number, border], [f'{name}_less']),
         helper.make_node(
             'If',
             [f'{name}_less'],
@@ -72,7 +80,7 @@ def tree(x, number, first, count, name, leaf, shift=0):
     ]
 
 
-def graph(folder, leaf=expert, levels=(0, 0)):
+def graph(folder, leaf=expert, levels=(0, 0), begin=None):
     """Write a graph that routes by its input's first row and sends it through experts, once for each of these levels."""
     nodes = [
         helper.make_node('ReduceSum', ['x', 'c_axes'], ['scores'], keepdims=0),
@@ -83,7 +91,7 @@ def graph(folder, leaf=expert, levels=(0, 0)):
     last = 'x'
     for layer, level in enumerate(levels):
         nodes.append(helper.make_node('Gather', ['chosen', f'i{level}'], [f'number{layer}']))
-        nodes += tree(last, f'number{layer}', 100 * layer, EXPERTS, f'l{layer}', leaf)
+        nodes += tree(last, f'number{layer}', 100 * layer, EXPERTS, f'l{layer}', leaf, begin)
         nodes.append(helper.make_node('Add', [last, f'l{layer}_out'], [f'sum{layer}']))
         last = f'sum{layer}'
     nodes.append(helper.make_node('Concat', [last, 'x'], ['y'], axis=0))
@@ -149,8 +157,9 @@ def operators(found):
     return {node.op_type for stage in found.stages for node in stage.model.graph.node}
 
 
-def test_layers_of_a_level_share_one_decision_and_every_expert_answers_as_before(tmp_path):
-    path = graph(tmp_path)
+@pytest.mark.parametrize('begin', [None, 0], ids=['counted anew', 'held'])
+def test_layers_of_a_level_share_one_decision_and_every_expert_answers_as_before(tmp_path, begin):
+    path = graph(tmp_path, begin=begin)
     found = cut(path)
     assert len(found.stages) == 2 and 'If' not in operators(found)
     [first, second] = found.stages
@@ -231,6 +240,11 @@ def uneven(x, out, seed):
 def test_experts_that_cannot_be_inputs_stay_conditions(tmp_path, leaf, reason):
     with pytest.raises(Uncut, match=reason):
         cut(graph(tmp_path, leaf))
+
+
+def test_a_tree_that_forgets_an_expert_is_left_alone(tmp_path):
+    with pytest.raises(Uncut, match='an expert of its own'):
+        cut(graph(tmp_path, begin=2))  # the borders of other experts
 
 
 def test_a_graph_without_conditions_is_left_alone():
