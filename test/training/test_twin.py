@@ -69,13 +69,17 @@ def test_a_decoder_costs_what_counting_by_hand_says(made):
     tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
     decoder = modeling_config.PRESETS['nano'].decoder
     width, inner = decoder.width, decoder.kv_heads * decoder.head_dim
-    attention = 2 * tokens * (2 * width * width + 2 * width * inner) + 4 * tokens**2 * width
-    ffn = 2 * tokens * 3 * width * decoder.ffn
-    head = 2 * width * bundle.manifest.vocab_size  # of the last token
-    by_hand = 2 * (attention + ffn) + ffn + head  # the chosen expert runs beside the shared one
+    project = 2 * tokens * width * (width + 2 * inner)  # queries, keys and values of all tokens
+    out, ffn = 2 * width * width, 2 * 3 * width * decoder.ffn  # of one token
+    first = project + tokens * (out + 4 * tokens * width + ffn)
+    # of the last token alone, whose chosen expert runs beside the shared one
+    last = project + out + 4 * tokens * width + 2 * ffn
+    head = 2 * width * bundle.manifest.vocab_size
+    by_hand = first + last + head
     counted = counting.stage_costs(bundle, runs)['prefill'].flops
     assert counted == pytest.approx(by_hand, rel=0.02)
-    assert counted != pytest.approx(by_hand - ffn, rel=0.02)
+    assert counted != pytest.approx(by_hand - tokens * ffn, rel=0.02)
+    assert counted != pytest.approx(2 * first + head, rel=0.02)
 
 
 @pytest.mark.parametrize('looking', [Looking(), Looking(views=3, force_view='back')])
