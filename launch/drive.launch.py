@@ -21,6 +21,8 @@ from launch.actions import (
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
+from mose_ros.nodes.files import speaks_of
+
 PLATFORMS = {  # platform: where odometry and route come from, whether time is simulated, the role of the vehicle
     'sim': ('/carla/{role}/odometry', '/carla/{role}/waypoints', False, 'ego_vehicle'),
     'carla_bridge': ('/carla/{role}/odometry', '/carla/{role}/waypoints', True, 'ego_vehicle'),
@@ -304,11 +306,10 @@ def _file(name, path):
 
 def _setting(given, files, node, name):
     """Return what the parameters files say of one parameter of one node, by rcl's rules; the last that speaks of it wins."""
-    found, full = '', f'/{given["namespace"].strip("/")}/{node}'.replace('//', '/')
+    found = ''
     for path in files:
         for key, section in (yaml.safe_load(Path(path).read_text()) or {}).items():
-            pattern = re.escape('/' + key.strip('/')).replace(r'/\*\*', '(/[^/]+)*')
-            if re.fullmatch(pattern.replace(r'\*', '[^/]+'), full):
+            if speaks_of(key, given['namespace'], node):
                 found = section.get('ros__parameters', {}).get(name, found)
     return found
 

@@ -30,7 +30,7 @@ def check_params_file(path: str | Path, namespace: str = 'mose') -> None:
         if node not in (*NODES, *OTHERS, '*', '**'):
             known = ', '.join((*NODES, *OTHERS))
             raise ValueError(f'{path}: there is no node {name!r}; known: {known}')
-        if node.strip('*') and not _speaks_of(name, namespace, node):
+        if node.strip('*') and not speaks_of(name, namespace, node):
             raise ValueError(
                 f"{path}: {name!r} is not in our namespace /{namespace.strip('/')}: write '/**/{node}'"
             )
@@ -46,7 +46,7 @@ def parameters_of(
     for path in paths:
         check_params_file(path, namespace)
         for name, section in _sections(path).items():
-            if _speaks_of(name, namespace, node):
+            if speaks_of(name, namespace, node):
                 found |= section['ros__parameters']
     return found
 
@@ -63,7 +63,7 @@ def _sections(path) -> dict:
     return data
 
 
-def _speaks_of(section: str, namespace: str, node: str) -> bool:
+def speaks_of(section: str, namespace: str, node: str) -> bool:
     """Say whether rcl applies a section to a node: ** stands for any number of names in its full name, * for one."""
     pattern = re.escape(f'/{str(section).strip("/")}')
     pattern = pattern.replace(r'/\*\*', '(/[^/]+)*').replace(r'\*', '[^/]+')

@@ -159,17 +159,20 @@ def test_an_imu_read_by_the_wrong_convention_is_complained_of(graph, start, vehi
     assert '45 degrees' in said and 'check `imu`' in said
 
 
+def leaderboard(graph):
+    """Return the Leaderboard's vehicle, under way."""
+    from carla_msgs.msg import CarlaEgoVehicleControl
+
+    topic, read = '/carla/hero/vehicle_control_cmd', bridge.of_carla
+    return graph.spin(
+        bridge.Bridge(graph.context, 'hero', 'leaderboard', CarlaEgoVehicleControl, topic, read)
+    )
+
+
 def test_the_leaderboard_gets_its_status_and_one_answer_for_every_tick(
     graph, start, vehicle_messages
 ):
-    from carla_msgs.msg import CarlaEgoVehicleControl
-
-    topic = '/carla/hero/vehicle_control_cmd'
-    car = graph.spin(
-        bridge.Bridge(
-            graph.context, 'hero', 'leaderboard', CarlaEgoVehicleControl, topic, bridge.of_carla
-        )
-    )
+    car = leaderboard(graph)
     changes = {'carla_state': {'latitude': ORIGIN[0], 'longitude': ORIGIN[1], 'plan': 'path'}}
     nodes = start('leaderboard', 'hero', 'route', KINDS, **changes)
     assert car.ready.wait(PATIENCE_S)  # though the simulated time stands still
@@ -195,14 +198,7 @@ def test_the_leaderboard_gets_its_status_and_one_answer_for_every_tick(
 def test_a_route_that_came_early_is_told_and_a_dead_speedometer_makes_no_odometry(
     graph, start, vehicle_messages
 ):
-    from carla_msgs.msg import CarlaEgoVehicleControl
-
-    topic = '/carla/hero/vehicle_control_cmd'
-    car = graph.spin(
-        bridge.Bridge(
-            graph.context, 'hero', 'leaderboard', CarlaEgoVehicleControl, topic, bridge.of_carla
-        )
-    )
+    car = leaderboard(graph)
     odometry, route = '/carla/hero/odometry', '/carla/hero/route'
     topics = {odometry: Odometry, route: NavPath, 'diagnostics': DiagnosticArray}
     ear = graph.spin(Ear(graph.context, **topics))
