@@ -256,7 +256,8 @@ def all_faults() -> list[Fault]:
         Fault(name='route: empty', inject=_route(road[:0]), stops=False, degrades=True),
         Fault(name='route: reversed', inject=_route(road[::-1])),
         Fault(name='route: 100 km away', inject=_route(road + 1e5)),
-        Fault(name='flood of 1 kHz', inject=_flood, stops=False, hold_s=5.0),
+        # on two cores the flood takes most of what the nodes need: to stop for that is right
+        Fault(name='flood of 1 kHz', inject=_flood, stops=False, may_stop=True, hold_s=5.0),
         Fault(name='200 ms without CPU', inject=_halt(NODES), stops=False, hold_s=0.2),
         Fault(name='disk full', inject=_full_disk, stops=False, degrades=True),
         Fault(name='bundle swapped', inject=_swap_bundle, stops=False, hold_s=1.0),

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mose_ros.core.files import write_json, write_text
-from mose_ros.nodes.processes import DomainLock
+from mose_ros.nodes.drive import take_domain
 
 ROOT = Path(__file__).parents[2]
 JSON, PAGE = ROOT / 'docs' / 'reliability.json', ROOT / 'docs' / 'reliability.md'
@@ -57,9 +57,7 @@ def main() -> None:
 
 
 def _measure(options):
-    lock = DomainLock()
-    os.environ['ROS_DOMAIN_ID'] = str(lock.number)
-    os.environ['ROS_AUTOMATIC_DISCOVERY_RANGE'] = 'LOCALHOST'
+    take_domain(None)  # until this process ends; and the shared memory that every drive has
     from nodes.bench import Bench, complaint, measure  # after the domain is set
     from nodes.faults import all_faults
 
