@@ -75,11 +75,12 @@ def _clock(seconds):
 def _pause(bench):
     """Let a simulator stand still with its clock."""
     bench.car.is_paused, began = True, time.monotonic()
+    bench.car.pauses.append((began, math.inf))
 
     def heal():
         ended = time.monotonic()
         bench.car.offset -= ended - began
-        bench.car.pauses.append((began, ended))
+        bench.car.pauses[-1] = began, ended
         bench.car.is_paused = False
 
     return heal

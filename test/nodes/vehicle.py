@@ -58,7 +58,7 @@ class Vehicle(Node):
         self.x = self.y = self.yaw = self.speed = self.driven = 0.0
         self.offset = 0.0  # s that the clock of all stamps is set off by
         self.is_paused = False  # a simulator that stands still
-        self.pauses: list[tuple[float, float]] = []  # from, to; of those that are over
+        self.pauses: list[tuple[float, float]] = []  # from, to; inf while it lasts
         self.change = {}  # camera -> function of its message that returns the messages to send
         self.change_odometry = lambda msg: msg  # None: it is lost
         self.heard: list[Heard] = []
