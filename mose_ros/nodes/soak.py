@@ -93,7 +93,7 @@ def drive_on(options: argparse.Namespace, stop: threading.Event) -> dict:
                     seconds = min(rest, options.episode)
                     outcome = _episode(options, processes, folder, monitor, seconds, stop, samples)
                     rest -= outcome['seconds']
-                    episodes.append(outcome)
+                    episodes.append(outcome | {'seconds': round(outcome['seconds'], 1)})
                     print(
                         f'soak: {len(episodes):3d} {options.family:16} {outcome["status"]:10} '
                         f'{outcome["plans"]} plans, {samples[-1]["driver"]["memory_mb"]:.0f} MB',
@@ -174,7 +174,7 @@ def _episode(options, processes, folder, monitor, seconds, stop, samples) -> dic
     return {
         'family': options.family,
         'seed': options.seed,
-        'seconds': round(driven, 1),
+        'seconds': driven,
         'status': outcome.get('status', '') if outcome.get('done') == 'True' else 'broken off',
         'plans': len(monitor.latencies_ms) - known,
         'infractions': [one for one in outcome.get('infractions', '').split('\n') if one],
