@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.verb == 'convert':
             _convert(options)
             return 0
+        if options.verb == 'restore':
+            _restore(options)
+            return 0
         training = from_options(options)
         if options.verb == 'pack':
             _pack(training, options)
@@ -104,6 +107,14 @@ def _convert(options) -> None:
     if options.json:
         write_json(options.json, counts)
     print(convert.describe(counts))
+
+
+def _restore(options) -> None:
+    from mose_ros.training import restore
+
+    if options.out is None:
+        raise ValueError('restore: say with --out where the checkpoint goes')
+    restore.restore(options.bundle, options.out, options.seed)
 
 
 def _analyse(training: Training, options) -> None:

@@ -22,6 +22,7 @@ HELP = {
     'all': "collect, annotate, train all stages, export, and the preset's DAgger rounds",
     'pack': 'pack annotated clips into shards, for a folder or any storage',
     'convert': "make a MoSE checkpoint of any Qwen2-VL in Hugging Face's format",
+    'restore': 'make the checkpoint of a bundle anew, to train on from it',
     'analyse': 'draw what a trained network does with its experts',
     'ablate': 'train and judge the baselines beside MoSE, and write the table',
 }
@@ -230,6 +231,12 @@ def _convert(one: ArgumentParser) -> None:
     )
 
 
+def _restore(one: ArgumentParser) -> None:
+    one.add_argument('bundle', type=Path, help='a float32 bundle, as models/mose-tiny')
+    _out(one, 'folder of the checkpoint')
+    one.add_argument('--seed', type=int, default=0, help='of what no bundle holds')
+
+
 def _analyse(one: ArgumentParser) -> None:
     one.add_argument('kind', help='experts, routing or chains')
     _work(one)
@@ -257,6 +264,7 @@ _OF = {
     'all': _all,
     'pack': _pack,
     'convert': _convert,
+    'restore': _restore,
     'analyse': _analyse,
     'ablate': _ablate,
 }

@@ -23,14 +23,14 @@ from mose_ros.core.bundle import TOKENIZER
 from mose_ros.core.files import folder_beside, write_json
 from mose_ros.core.skills import Taxonomy, default_path
 from mose_ros.modeling.config import PRESETS, DriverConfig, with_skills
-from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS, MoseDriver, read_config
+from mose_ros.modeling.driver import VLM, WEIGHTS, MoseDriver, read_config
 from mose_ros.modeling.mixture import SkillMixture
 from mose_ros.modeling.mose import MoseQwen2VL
 from mose_ros.modeling.qwen2vl import hf_config, mose_field, sized_like
 from mose_ros.training.config import override
 from mose_ros.training.fit import FIT, UNFITTED, Fit
 from mose_ros.training.room import check_disk
-from mose_ros.training.stored import INDEX, Checkpoint, Stored, read_hf_config
+from mose_ros.training.stored import INDEX, Checkpoint, Stored, check_out, read_hf_config
 
 SHARD = 2**31  # bytes of a shard, and so of memory
 BESIDE = ('*.json', '*.txt', '*.jinja')  # tokenizer, preprocessor and the like travel along
@@ -209,8 +209,7 @@ def _write(
     """Write the driver's checkpoint, the tensors of its language model being those of `origin(name)`, or new."""
     if out.resolve() in (there.folder.resolve(), *there.folder.resolve().parents):
         raise ValueError(f'{out} holds what is converted; choose another --out')
-    if out.exists() and not (out / CONFIG).is_file() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f'{out} is there and no checkpoint; choose another --out')
+    check_out(out)
     plan = _plan(there, driver.vlm, origin, new)
     rest = sum(p.nbytes for n, p in driver.named_parameters() if not n.startswith('vlm.'))
     check_disk(out, sum(map(_size, plan.values())) + rest, 'the checkpoint')

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import Qwen2VLConfig
 
-from mose_ros.modeling.driver import VLM, WEIGHTS
+from mose_ros.modeling.driver import CONFIG, VLM, WEIGHTS
 
 INDEX, SINGLE = 'model.safetensors.index.json', 'model.safetensors'
 _TYPES = {'F32': torch.float32, 'F16': torch.float16, 'BF16': torch.bfloat16}
@@ -77,6 +77,12 @@ def count_numbers(checkpoint: str | Path) -> int:
     found = [*Checkpoint.open(checkpoint / VLM).tensors.values()]
     found += read_headers(checkpoint / WEIGHTS).values()
     return sum(prod(one.shape) for one in found)
+
+
+def check_out(out: Path) -> None:
+    """Raise ValueError where a checkpoint would take the place of something else."""
+    if out.exists() and not (out / CONFIG).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f'{out} is there and no checkpoint; choose another --out')
 
 
 def read_hf_config(folder: str | Path) -> Qwen2VLConfig:

@@ -46,6 +46,15 @@ def drawn(tmp_path):
     return training, root
 
 
+@pytest.fixture(scope='session')
+def exported(tmp_path_factory):
+    """Return a nano network, the folder of its bundle, and what was said of it."""
+    pytest.importorskip('torch', reason='training is an extra: pip install mose_ros[train]')
+    from training.nano import export_nano
+
+    return export_nano(tmp_path_factory.mktemp('export'))
+
+
 def _record(clip: str, frame: int, horizon: int, random: np.random.Generator) -> dict:
     state = {'speed': 5.0, 'near_x': 4.0, 'far_x': 9.0, 'command_follow': 1.0}
     acting = ('normal', 'merging', 'somersault')[frame % 3]  # the last is unknown to the model

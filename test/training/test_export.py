@@ -14,63 +14,16 @@ from mose_ros.core import vision as core_vision
 from mose_ros.core.action import PROPRIO, Normalizer
 from mose_ros.core.bundle import GRAPHS, Manifest
 from mose_ros.core.skills import Taxonomy
-from mose_ros.core.types import Command, EgoState, Guidance
 from mose_ros.engine import session
 from mose_ros.engine.bundle import Bundle
 from mose_ros.modeling.config import MoseConfig, preset
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.training import export, graphs, parity, weights
-
-LEVELS = {  # few, as each expert costs seconds to export
-    'perception': {'general': '', 'vehicle': '', 'vulnerable_road_user': ''},
-    'planning': {'general': '', 'normal': '', 'give_way': ''},
-}
+from training.nano import LEVELS, make_tokenizer
 
 
-def make_tokenizer(folder):
-    commands, state = list(Command), EgoState(x=0.0, y=0.0, yaw=0.0, speed=5.0)
-    goals = [
-        Guidance(near=np.ones(2) * s, far=np.ones(2) * s, command=commands[0]) for s in (-1, 1)
-    ]
-    texts = [prompt.question(preset('nano').cameras, state, goal) for goal in goals]
-    texts += [*prompt.COMMAND_WORDS.values(), 'perception : a car brakes planning : wait']
-    prompt.word_tokenizer(texts).save(str(folder / 'tokenizer.json'))
-    return folder / 'tokenizer.json'
-
-
-@pytest.fixture(scope='module')
-def made(tmp_path_factory):
-    """Return a network whose experts differ, the folder of its bundle, and what was said of it."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp('export')
-    path = make_tokenizer(folder)
-    config = preset(
-        'nano',
-        tokenizer=prompt.Tokenizer.load(path),
-        taxonomy=Taxonomy(LEVELS),
-        mose=MoseConfig(layers=((1,), (3,))),
-    )
-    driver = MoseDriver(config)
-    with torch.no_grad():
-        for weight in driver.parameters():
-            weight.add_(weight.std().nan_to_num(0.1) * torch.randn_like(weight))
-    reach = np.ones((config.action.horizon, 2), np.float32)
-    bundling = export.Bundling(
-        name='nano',
-        tokenizer=path,
-        action=Normalizer(-10 * reach, 30 * reach),
-        proprio=Normalizer(np.full(len(PROPRIO), -20.0), np.full(len(PROPRIO), 20.0)),
-        num_steps=3,
-        max_new_tokens=5,
-        storage='float16',
-        data={'clips': 3},
-    )
-    export.export(driver, folder / 'nano', bundling)
-    return driver, folder / 'nano', bundling
-
-
-def test_the_manifest_tells_what_was_found(made):
-    driver, folder, _ = made
+def test_the_manifest_tells_what_was_found(exported):
+    driver, folder, _ = exported
     manifest = Manifest.load(folder)
     found = manifest.parity
     assert found['logits_max_abs'] < 1e-4 and found['trajectory_max_m'] < 1e-4
@@ -81,8 +34,8 @@ def test_the_manifest_tells_what_was_found(made):
     assert list(folder.parent.glob('*.partial')) == []
 
 
-def test_another_network_is_told_from_this_one(made):
-    driver, folder, _ = made
+def test_another_network_is_told_from_this_one(exported):
+    driver, folder, _ = exported
     changed = weights.rounded(driver).eval()
     bundle = Bundle.open(folder, threads=1)
     assert parity.parity(changed, bundle)['logits_max_abs'] < 1e-4
@@ -94,8 +47,8 @@ def test_another_network_is_told_from_this_one(made):
         parity.judge(found, 'float32')
 
 
-def test_each_weight_lies_once_and_in_half(made):
-    driver, folder, _ = made
+def test_each_weight_lies_once_and_in_half(exported):
+    driver, folder, _ = exported
     size = (folder / weights.WEIGHTS).stat().st_size
     numbers = sum(p.numel() for p in driver.parameters())
     # float16, the view router in float32, the head once more (transposed for its product)
@@ -116,8 +69,8 @@ def test_each_weight_lies_once_and_in_half(made):
     assert len(set(contents)) == len(contents)
 
 
-def test_routers_keep_float32(made):
-    _, folder, _ = made
+def test_routers_keep_float32(exported):
+    _, folder, _ = exported
     model = onnx.load(folder / 'prefill.onnx')
     kinds = {one.name: one.data_type for one in model.graph.initializer}
     routers = [kind for name, kind in kinds.items() if 'routers' in name and 'weight' in name]
@@ -126,8 +79,8 @@ def test_routers_keep_float32(made):
 
 
 @pytest.mark.parametrize('views', [1, 2, 6])
-def test_the_vision_graph_takes_any_number_of_views(made, views):
-    driver, folder, _ = made
+def test_the_vision_graph_takes_any_number_of_views(exported, views):
+    driver, folder, _ = exported
     vision = session.open_session(folder / 'vision.onnx', threads=1)
     m = Manifest.load(folder)
     shape = (views, m.view_frames, m.view_height, m.view_width, 3)
@@ -175,8 +128,8 @@ def test_expert_groups_survive_the_export(tmp_path):
         answers[1] = changed
 
 
-def test_a_failed_export_leaves_the_old_bundle_alone(made, monkeypatch):
-    driver, folder, bundling = made
+def test_a_failed_export_leaves_the_old_bundle_alone(exported, monkeypatch):
+    driver, folder, bundling = exported
     before = (folder / 'manifest.json').read_bytes()
     monkeypatch.setattr(export, 'trace', lambda *_: (_ for _ in ()).throw(ValueError('broken')))
     with pytest.raises(ValueError, match='broken'):
