@@ -1,5 +1,6 @@
 """Our preprocessing against the Qwen2-VL processors of Hugging Face, and what it refuses."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -65,6 +66,18 @@ def test_resizing_is_near_that_of_hugging_face():
     assert ours.max() < WORST_LEVELS
     skipped = levels(np.ascontiguousarray(large[::4, ::4][:112, :224]))
     assert skipped.mean() > MEAN_LEVELS
+
+
+def test_a_large_picture_is_averaged_as_a_small_one():
+    large = picture(900, 1600)
+    area = cv2.resize(large, (256, 128), interpolation=cv2.INTER_AREA).astype(int)
+    halved = np.abs(vision.resize(large, 256, 128) - area)
+    assert 0 < halved.mean() < 1
+    skipped = np.abs(large[::7, ::6][:128, :256] - area)
+    assert skipped.mean() > 3 * halved.mean()
+    whole = picture(512, 1024)  # no factor of these pictures needs to be halved
+    expected = cv2.resize(whole, (256, 128), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(vision.resize(whole, 256, 128), expected)
 
 
 def test_resize_keeps_what_has_the_size_and_a_flat_picture_flat():
