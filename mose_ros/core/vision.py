@@ -45,14 +45,19 @@ def resize(
     if image.shape[:2] == (height, width):
         return image
     rows, columns = image.shape[:2]
-    if rows < height or columns < width:
-        return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
     if rows % height or columns % width:
         # OpenCV takes long for factors that are not whole, so most of a large picture is halved away first.
         while rows >= 2 * height and columns >= 2 * width and not (rows % 2 or columns % 2):
             rows, columns = rows // 2, columns // 2
             image = cv2.resize(image, (columns, rows), interpolation=cv2.INTER_AREA)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return _resize(image, width, height)
+
+
+def _resize(image, width, height):
+    shrinks = image.shape[0] >= height and image.shape[1] >= width
+    return cv2.resize(
+        image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    )
 
 
 def normalize(
@@ -125,7 +130,9 @@ def glance(
     present = np.zeros(len(cameras), np.float32)
     for index, name in enumerate(cameras):
         if name in images:
-            thumbnails[index] = resize(images[name], width, height).transpose(2, 0, 1)
+            check_image(images[name])
+            # Not halved before: the shipped view router was trained on thumbnails of views that are not.
+            thumbnails[index] = _resize(images[name], width, height).transpose(2, 0, 1)
             present[index] = 1
     # The same numbers as `normalize` gives, bit for bit; along whole planes it is eight times as fast.
     scale, offset = _scale_and_offset(mean, std)

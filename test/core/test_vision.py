@@ -127,6 +127,15 @@ def test_a_glance_is_the_normalised_thumbnails_bit_for_bit():
     assert (thumbnails[1] == 0).all()
 
 
+def test_a_thumbnail_of_a_view_is_not_halved_before():
+    view = picture(128, 256)
+    thumbnails, _ = vision.glance({'front': view}, ('front',), 96, 48)
+    averaged = cv2.resize(view, (96, 48), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(thumbnails[0], vision.normalize(averaged).transpose(2, 0, 1))
+    halved = vision.normalize(vision.resize(view, 96, 48)).transpose(2, 0, 1)
+    assert not np.array_equal(thumbnails[0], halved)
+
+
 def test_a_glance_shows_who_is_there():
     white, black = np.full((20, 40, 3), 255, np.uint8), np.zeros((20, 40, 3), np.uint8)
     cameras = ('front', 'left', 'back')
