@@ -2,7 +2,7 @@
 
 A product is a MatMul of tokens (B, T, K) with a constant matrix (K, N), wherever it stands in a graph, also inside conditions.
 Float32 stay what has one row (heads, routers), few columns, or two factors that are computed (attention), the view router and the
-action expert.
+action expert; in int8 the product of pixels too.
 
 int8: QuantizeLinear and DequantizeLinear in front of both factors, symmetric with zero point 0, as TensorRT takes it. A weight
 has a scale for each column, an input has one, from moments that the engine runs over the float32 graphs. ONNX Runtime on x86 makes
@@ -85,6 +85,16 @@ def products(model: ModelProto) -> list[Product]:
     return found
 
 
+def rounding_products(model: ModelProto) -> list[Product]:
+    """Return what int8 computes of a model: not the product of pixels.
+
+    Pixels are whole numbers already, and rounding them to another grid moves trajectories more than all other products of the ViT.
+    """
+    found = products(model)
+    sees = any(one.type.tensor_type.elem_type == TensorProto.UINT8 for one in model.graph.input)
+    return found[sees:]
+
+
 def join(model: ModelProto) -> None:
     """Make the products of one tensor in one graph one product, split behind it, and give biases three axes."""
     groups: dict[tuple[int, str], list[Product]] = {}
@@ -135,7 +145,8 @@ def join(model: ModelProto) -> None:
 def to_int8(model: ModelProto, scales: Sequence[float]) -> None:
     """Let the products of a joined model compute with int8; `scales` are those of their inputs."""
     graphs, new = list(subgraphs(model.graph)), {}
-    for number, (one, scale) in enumerate(zip(products(model), scales, strict=True)):
+    pairs = zip(rounding_products(model), scales, strict=True)
+    for number, (one, scale) in enumerate(pairs):
         prefix, rows = f'int8_{number}', numpy_helper.to_array(one.weight)
         steps = np.maximum(np.abs(rows).max(0) / LARGEST, _TINY).astype(np.float32)
         codes = np.clip(np.rint(rows / steps), -LARGEST, LARGEST).astype(np.int8)
@@ -269,7 +280,7 @@ def watch(model: ModelProto) -> list[str]:
 
     Where a condition went another way, such an output is an empty array.
     """
-    numbers = {one.key: number for number, one in enumerate(products(model))}
+    numbers = {one.key: number for number, one in enumerate(rounding_products(model))}
     places = iter(range(len(list(subgraphs(model.graph)))))
 
     def surface(graph: GraphProto, depth: int) -> list[int]:

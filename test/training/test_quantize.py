@@ -21,6 +21,7 @@ from mose_ros.training import annotate, export, graphs, moments, parity, quantiz
 from test.engine.test_tensorrt_operators import problems
 
 WIDTH, RANDOM = 64, np.random.default_rng(0)
+PIXELS = 3 * 2 * 8 * 8  # of a patch of nano
 
 
 def small_model():
@@ -286,6 +287,16 @@ def test_each_product_of_an_int8_bundle_is_computed_so_and_routers_are_not(made,
     with_int4 = onnx.load(folder / 'int4/prefill.onnx')
     assert with_int4.opset_import[0].version == quantize.INT4_OPSET
     assert operators(with_int4, tmp_path)['MatMulNBits'] > 0
+
+
+@pytest.mark.parametrize(('precision', 'rounded'), [('int8', False), ('int4', True)])
+def test_what_reads_pixels_is_no_product_of_int8(made, precision, rounded):
+    _, folder = made
+    model = onnx.load(folder / precision / 'vision.onnx', load_external_data=False)
+    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
+    matrices = [one for one in model.graph.initializer if len(one.dims) == 2]
+    weights = [one for one in matrices if one.dims[0] == PIXELS]
+    assert [one.data_type not in floats for one in weights] == [rounded]
 
 
 @pytest.mark.parametrize('graph', quantize.QUANTISED)
