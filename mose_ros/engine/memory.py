@@ -13,6 +13,7 @@ from mose_ros.engine.contestants import Engine
 from mose_ros.engine.turns import row
 
 MIB = 1 << 20
+PAGE = 4096  # bytes: what the system counts memory in
 WINDOWS = 100
 WARM = 0.2  # share of the windows in which pools fill up
 TRACED = 2000  # plans that Python's own allocations are traced in, which slows it down
@@ -51,7 +52,7 @@ def soak(
     return {
         'plans': WINDOWS * size,
         'resident': {
-            **slope(np.asarray(resident[warm:], np.float64), size),
+            **slope(np.asarray(resident[warm:], np.float64), size, grain=PAGE),
             'first_mib': resident[warm] / MIB,
             'last_mib': resident[-1] / MIB,
             'by_window_mib': [round(one / MIB, 2) for one in resident],
@@ -63,8 +64,11 @@ def soak(
     }
 
 
-def slope(values: np.ndarray, step: float) -> dict[str, float | bool]:
-    """Return the slope of a line through values `step` apart with its 95 % interval; flat: 0 lies within."""
+def slope(values: np.ndarray, step: float, grain: float = 0.0) -> dict[str, float | bool]:
+    """Return the slope of a line through values `step` apart with its 95 % interval; flat: 0 lies within.
+
+    grain: what values are counted in; one of it over the whole line cannot be told from none, so the interval is as much wider.
+    """
     place = np.arange(len(values)) * step
     place = place - place.mean()
     centred = values - values.mean()
@@ -74,6 +78,7 @@ def slope(values: np.ndarray, step: float) -> dict[str, float | bool]:
     spread = rest @ rest
     kinship = np.clip(rest[1:] @ rest[:-1] / spread, 0.0, 0.99) if spread > 0 else 0.0
     error = float(1.99 * error * np.sqrt((1 + kinship) / (1 - kinship)))
+    error += grain / float(np.ptp(place))
     low, high = rise - error, rise + error
     return {
         'bytes_per_plan': rise,

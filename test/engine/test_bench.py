@@ -255,6 +255,9 @@ def test_memory_that_grows_is_told_from_memory_that_is_flat():
     noise = random.normal(0, 4096, 80)
     assert memory.slope(1e8 + noise, 200)['flat']
     assert memory.slope(np.full(80, 1e8), 200)['flat']
+    page = 1e8 + memory.PAGE * (np.arange(80) > 40)  # one more, somewhere in 80 windows
+    assert memory.slope(page, 200, grain=memory.PAGE)['flat']
+    assert not memory.slope(1e8 + 5 * (page - 1e8), 200, grain=memory.PAGE)['flat']
     leak = memory.slope(1e8 + noise + 100.0 * 200 * np.arange(80), 200)
     assert not leak['flat'] and leak['low'] < 100 < leak['high']
 
