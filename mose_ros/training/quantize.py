@@ -2,12 +2,13 @@
 
 A product is a MatMul of tokens (B, T, K) with a constant matrix (K, N), wherever it stands in a graph, also inside conditions.
 Float32 stay what has one row (heads, routers), few columns, or two factors that are computed (attention), the view router and the
-action expert; in int8 the product of pixels too.
+action expert.
 
 int8: QuantizeLinear and DequantizeLinear in front of both factors, symmetric with zero point 0, as TensorRT takes it. A weight
 has a scale for each column, an input has one, from moments that the engine runs over the float32 graphs. ONNX Runtime on x86 makes
 products of uint8 and int8 of them, where a product has a pair of its own whose zero point lies in its own graph, and where no bias turns
-it into a Gemm. Hence products of one tensor are joined, and biases have three axes.
+it into a Gemm. Hence products of one tensor are joined, and biases have three axes. Pixels are whole numbers as they come: less 128
+they are int8 with scale 1, and what normalises them is in the weights.
 
 int4: a scale for each column of 64 rows of a weight, which takes ONNX's opset 21; inputs and products stay float32.
 """
@@ -48,6 +49,7 @@ INTEGERS = ('int8', 'int4')
 INT4_OPSET = 21  # the first with int4 and blocks
 BINS = 2048  # of a histogram
 SPOKEN = 4  # of so many calibration moments one is put into words
+WHOLE = 'pixels.whole'  # the tensor of pixels, less 128
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -85,18 +87,9 @@ def products(model: ModelProto) -> list[Product]:
     return found
 
 
-def rounding_products(model: ModelProto) -> list[Product]:
-    """Return what int8 computes of a model: not the product of pixels.
-
-    Pixels are whole numbers already, and rounding them to another grid moves trajectories more than all other products of the ViT.
-    """
-    found = products(model)
-    sees = any(one.type.tensor_type.elem_type == TensorProto.UINT8 for one in model.graph.input)
-    return found[sees:]
-
-
 def join(model: ModelProto) -> None:
-    """Make the products of one tensor in one graph one product, split behind it, and give biases three axes."""
+    """Make the products of one tensor in one graph one product, split behind it, give biases three axes, and leave pixels whole."""
+    _leave_whole(model)
     groups: dict[tuple[int, str], list[Product]] = {}
     for one in products(model):
         groups.setdefault((one.place, one.node.input[0]), []).append(one)
@@ -142,16 +135,58 @@ def join(model: ModelProto) -> None:
     _rewrite(model, new, gone)
 
 
+def _leave_whole(model: ModelProto) -> None:
+    """Move what normalises pixels, a Mul and a Sub of constants, into the weights of the product that reads them.
+
+    int8 on the normalised ones would round them to another grid, by which trajectories moved more than by all other products.
+    """
+    graph = model.graph
+    if not any(one.type.tensor_type.elem_type == TensorProto.UINT8 for one in graph.input):
+        return
+    constants = {one.name: one for one in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    infos = {one.name: one for one in graph.value_info}
+    for one in products(model):
+        less = makers.get(one.node.input[0])
+        times = makers.get(less.input[0]) if less is not None and less.op_type == 'Sub' else None
+        if times is None or times.op_type != 'Mul':
+            continue
+        if less.input[1] not in constants or times.input[1] not in constants:
+            continue
+        scale, offset = (
+            numpy_helper.to_array(constants[node.input[1]]).astype(np.float64)
+            for node in (times, less)
+        )
+        rows = numpy_helper.to_array(one.weight)
+        made = {
+            'weight': (scale[:, None] * rows).astype(np.float32),
+            'bias': ((128 * scale - offset) @ rows).astype(np.float32),
+            'middle': np.float32(128),
+        }
+        graph.initializer.extend(_named('pixels', made))
+        for name, like in ((WHOLE, less.output[0]), ('pixels.product', one.node.output[0])):
+            info = graph.value_info.add()
+            info.CopyFrom(infos[like])
+            info.name = name
+        nodes = [
+            helper.make_node('Sub', [times.input[0], 'pixels.middle'], [WHOLE]),
+            helper.make_node('MatMul', [WHOLE, 'pixels.weight'], ['pixels.product']),
+            helper.make_node('Add', ['pixels.product', 'pixels.bias'], one.node.output[:]),
+        ]
+        _rewrite(model, {one.key: nodes}, {(0, times.output[0]), (0, less.output[0])})
+        return
+
+
 def to_int8(model: ModelProto, scales: Sequence[float]) -> None:
     """Let the products of a joined model compute with int8; `scales` are those of their inputs."""
     graphs, new = list(subgraphs(model.graph)), {}
-    pairs = zip(rounding_products(model), scales, strict=True)
-    for number, (one, scale) in enumerate(pairs):
+    for number, (one, scale) in enumerate(zip(products(model), scales, strict=True)):
         prefix, rows = f'int8_{number}', numpy_helper.to_array(one.weight)
         steps = np.maximum(np.abs(rows).max(0) / LARGEST, _TINY).astype(np.float32)
         codes = np.clip(np.rint(rows / steps), -LARGEST, LARGEST).astype(np.int8)
         model.graph.initializer.extend(_named(prefix, {'weight': codes, 'steps': steps}))
-        pair = {'step': np.float32(scale), 'zero': np.int8(0)}
+        exact = one.node.input[0] == WHOLE
+        pair = {'step': np.float32(1 if exact else scale), 'zero': np.int8(0)}
         graphs[one.place].initializer.extend(_named(prefix, pair))
         own = [f'{prefix}.{name}' for name in pair]
         matrix = [f'{prefix}.weight', f'{prefix}.steps']
@@ -280,7 +315,7 @@ def watch(model: ModelProto) -> list[str]:
 
     Where a condition went another way, such an output is an empty array.
     """
-    numbers = {one.key: number for number, one in enumerate(rounding_products(model))}
+    numbers = {one.key: number for number, one in enumerate(products(model))}
     places = iter(range(len(list(subgraphs(model.graph)))))
 
     def surface(graph: GraphProto, depth: int) -> list[int]:

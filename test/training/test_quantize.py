@@ -289,14 +289,19 @@ def test_each_product_of_an_int8_bundle_is_computed_so_and_routers_are_not(made,
     assert operators(with_int4, tmp_path)['MatMulNBits'] > 0
 
 
-@pytest.mark.parametrize(('precision', 'rounded'), [('int8', False), ('int4', True)])
-def test_what_reads_pixels_is_no_product_of_int8(made, precision, rounded):
+def test_pixels_are_int8_as_they_are(made):
     _, folder = made
-    model = onnx.load(folder / precision / 'vision.onnx', load_external_data=False)
-    floats = (TensorProto.FLOAT, TensorProto.FLOAT16)
-    matrices = [one for one in model.graph.initializer if len(one.dims) == 2]
-    weights = [one for one in matrices if one.dims[0] == PIXELS]
-    assert [one.data_type not in floats for one in weights] == [rounded]
+    model = onnx.load(folder / 'int8' / 'vision.onnx')
+    known = {one.name: numpy_helper.to_array(one) for one in model.graph.initializer}
+    steps = {
+        node.input[0]: float(known[node.input[1]])
+        for node in model.graph.node
+        if node.op_type == 'QuantizeLinear'
+    }
+    assert steps.pop(quantize.WHOLE) == 1
+    assert len(steps) > 3 and 1 not in steps.values()  # the others are measured
+    codes = [one for one in known.values() if one.dtype == np.int8 and one.ndim == 2]
+    assert PIXELS in {len(one) for one in codes}
 
 
 @pytest.mark.parametrize('graph', quantize.QUANTISED)
