@@ -46,7 +46,7 @@ measure eager-1-thread --threads 1 "${torch[@]}" torch_eager
 measure compile "${torch[@]}" torch_compile
 measure mixtures --parts '' --compare dense,token_moe
 [ -z "$data" ] || measure int8 --parts '' --compare int8 --int8 "$own/int8"
-measure soak --soak 20000
+measure soak --parts '' --soak 20000
 python -m mose_ros.engine bench "$bundle" --made "$made" --sweep --plans 100 --json "$out/$name-sweep.json"
 
 reports=()

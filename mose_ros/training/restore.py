@@ -24,8 +24,8 @@ from mose_ros.training.graphs import trace
 from mose_ros.training.stored import check_out
 from mose_ros.training.twin import config_of
 
-# Bits of the least and the greatest normal number of float32: between them each pattern is a number of its own, which copies keep.
-LEAST, GREATEST = 0x00800000, 0x7F7FFFFF
+# Bits of the least normal number of float32 and of 2**-100: between them each pattern is a number of its own, which copies keep.
+LEAST, GREATEST = 0x00800000, 0x0D800000
 Key = tuple[
     str, ...
 ]  # where a node reads a constant: graph, node, branch and node within it, input
@@ -90,27 +90,20 @@ def _read(
     known = np.zeros(len(values), bool)
     if len(values) > GREATEST - LEAST:
         raise ValueError(f'{bundle} has more numbers than there are names for, {len(values)}')
-    # Named upwards and downwards: what both traces name alike was copied, not computed.
+    # So near to zero that what is computed of names is no name; were it one, the comparison at the end would refuse it.
     _fill(driver, lambda numbers: (LEAST + numbers).astype(np.uint32).view(np.float32))
-    upwards = {}
     for graph in GRAPHS:  # a foreign bundle is refused at its first graph that differs
         traced = dict(_traced(driver, graph))
         there = {key: value for key, value in held.items() if key[0] == graph}
-        there = {key: np.zeros_like(up) for key, up in traced.items() if _is_bias(key)} | there
+        there = {key: np.zeros_like(one) for key, one in traced.items() if _is_bias(key)} | there
         _check_places(traced, there, bundle)
-        upwards |= traced
-        held = held | there
-    _fill(driver, lambda numbers: (GREATEST - numbers).astype(np.uint32).view(np.float32))
-    downwards = dict(_traced(driver))
-    for key, value in held.items():
-        up, down = upwards[key], downwards[key]
-        if value.dtype != np.float32:
-            continue
-        names = up.view(np.uint32).astype(np.int64) - LEAST
-        again = GREATEST - down.view(np.uint32).astype(np.int64)
-        is_copy = (names == again) & (names >= 0) & (names < len(values))
-        values[names[is_copy]] = value[is_copy]
-        known[names[is_copy]] = True
+        for key, value in there.items():
+            if value.dtype != np.float32:
+                continue
+            names = traced[key].view(np.uint32).astype(np.int64) - LEAST
+            is_copy = (names >= 0) & (names < len(values))
+            values[names[is_copy]] = value[is_copy]
+            known[names[is_copy]] = True
     return values, known
 
 
