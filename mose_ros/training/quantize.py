@@ -138,7 +138,7 @@ def join(model: ModelProto) -> None:
 def _leave_whole(model: ModelProto) -> None:
     """Move what normalises pixels, a Mul and a Sub of constants, into the weights of the product that reads them.
 
-    int8 on the normalised ones would round them to another grid, by which trajectories moved more than by all other products.
+    int8 on the normalised ones would round them to another grid, by which trajectories moved more than by any other product of the ViT.
     """
     graph = model.graph
     if not any(one.type.tensor_type.elem_type == TensorProto.UINT8 for one in graph.input):
