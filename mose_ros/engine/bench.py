@@ -78,7 +78,7 @@ def measure(asked: Asked) -> dict[str, Any]:
         looked_at = [ours.plan(index).views for index in range(PRACTICE)][-1]
         memory = _memory(before)
         runs = counting.watch(ours)
-        tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
+        tokens = next(one.inputs['input_ids'].shape[1] for one in runs if one.graph == 'prefill')
         words, hardware = Words(ours), ours.hardware()
         field_: dict[str, Contestant] = {'ours': ours, 'words': words}
         if hardware['provider'] == CPU:
@@ -245,7 +245,7 @@ def _ways(asked: Asked, runs) -> dict[str, Contestant]:
         raise ValueError(f'{asked.selection} has no constant.onnx to hold other ways against')
     threads, experts = asked.bundle.threads, min(map(len, asked.bundle.manifest.levels.values()))
     names = open_session(paths['constant'], backend='onnxruntime', provider='CPU').inputs.keys()
-    known = max((inputs for _, inputs in runs), key=lambda one: len(names & one.keys()))
+    known = max((one.inputs for one in runs), key=lambda one: len(names & one.keys()))
     options = {'tokens': TOKENS, 'known': known}
     return {f'way {way}': Graph(path, threads, experts, **options) for way, path in paths.items()}
 
@@ -299,13 +299,13 @@ def flow_steps(ours: Engine, plans: int = 20) -> dict[str, Any]:
 
 
 def _operators(bundle: Bundle, runs) -> dict[str, Any]:
-    """Return where the time goes in each graph on the CPU, as ONNX Runtime's profile tells it."""
-    inputs = dict(reversed(runs))  # a graph's first run
+    """Return where the time of each graph's first run goes on the CPU, as ONNX Runtime's profile tells it."""
+    first = {one.graph: one for one in reversed(runs)}
     return {
         graph: counting.operators(
             counting.profile(
-                bundle.folder / f'{graph}.onnx', given, threads=bundle.threads, runs=10
+                bundle.folder / f'{graph}.onnx', one.inputs, threads=one.threads, runs=10
             )
         )
-        for graph, given in inputs.items()
+        for graph, one in first.items()
     }

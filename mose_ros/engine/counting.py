@@ -172,11 +172,20 @@ def operators(done: Sequence[Executed], most: int = 8) -> dict[str, dict[str, fl
 # ---- a bundle's stages ----
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """One run of a graph, as the engine did it."""
+
+    graph: str
+    inputs: Mapping[str, np.ndarray]
+    threads: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watched(Bundle):
     """A bundle on the CPU whose sessions write down what they are run with."""
 
-    runs: list[tuple[str, dict[str, np.ndarray]]] = field(default_factory=list)
+    runs: list[Run] = field(default_factory=list)
 
     @classmethod
     def of(cls, bundle: Bundle) -> 'Watched':
@@ -184,14 +193,15 @@ class Watched(Bundle):
         own = {one.name: getattr(bundle, one.name) for one in fields(bundle)}
         return cls(**{**own, 'backend': 'onnxruntime'})
 
-    def session(self, graph: str, **options) -> Session:
+    def session(self, graph: str, *, threads: int | None = None) -> Session:
         """Open a graph, and write down its runs."""
-        return _Noting(super().session(graph, **options), graph, self.runs)
+        opened = super().session(graph, threads=threads)
+        return _Noting(opened, graph, threads or self.threads, self.runs)
 
 
 class _Noting:
-    def __init__(self, session, graph, runs):
-        self._session, self._graph, self._runs = session, graph, runs
+    def __init__(self, session, graph, threads, runs):
+        self._session, self._graph, self._threads, self._runs = session, graph, threads, runs
 
     def __getattr__(self, name):
         return getattr(self._session, name)
@@ -201,12 +211,12 @@ class _Noting:
             name: np.array(value if isinstance(value, np.ndarray) else value.numpy())
             for name, value in inputs.items()
         }
-        self._runs.append((self._graph, values))
+        self._runs.append(Run(graph=self._graph, inputs=values, threads=self._threads))
         return self._session.run(inputs, *more, **options)
 
 
-def watch(ours: Engine) -> list[tuple[str, dict]]:
-    """Return the runs, graph and inputs, of a plan of an engine as this one, and of the first decoded token of its text."""
+def watch(ours: Engine) -> list[Run]:
+    """Return the runs of a plan of an engine as this one, and of the first decoded token of its text."""
     watched = Watched.of(ours.bundle)
     engine = Engine(watched, ours.scenery, ours.looking)
     for index in range(PRACTICE):
@@ -214,22 +224,22 @@ def watch(ours: Engine) -> list[tuple[str, dict]]:
         engine.plan(index)
     words = engine.policy.reason()
     for _ in words:
-        if any(graph == 'decode' for graph, _ in watched.runs):
+        if any(one.graph == 'decode' for one in watched.runs):
             break
     words.close()
     return watched.runs
 
 
-def stage_costs(bundle: Bundle, runs: Sequence[tuple[str, dict]]) -> dict[str, Cost]:
+def stage_costs(bundle: Bundle, runs: Sequence[Run]) -> dict[str, Cost]:
     """Return what each stage costs: all its runs of a plan, for `decode` one token."""
     known: dict[str, Cost] = {}
     found = dict.fromkeys(STAGES.values(), Cost())
-    for graph, inputs in runs:
-        if graph == 'decode' and graph in known:
+    for one in runs:
+        if one.graph == 'decode' and one.graph in known:
             continue
-        if graph not in known:  # a graph's shapes do not change within a plan
-            known[graph] = cost(bundle.folder / f'{graph}.onnx', inputs)
-        found[STAGES[graph]] += known[graph]
+        if one.graph not in known:  # a graph's shapes do not change within a plan
+            known[one.graph] = cost(bundle.folder / f'{one.graph}.onnx', one.inputs)
+        found[STAGES[one.graph]] += known[one.graph]
     return found
 
 

@@ -16,10 +16,11 @@ from mose_ros.core import action, prompt, vision
 from mose_ros.core.types import EgoState, Guidance, Plan, Views
 from mose_ros.engine.bundle import Bundle
 from mose_ros.engine.session import Resident
+from mose_ros.engine.team import Team
 
 CACHE = ('past_k', 'past_v')  # stay on the runtime's device, as far as there is one
 ACTION = 'action'  # beside the levels' names: whom `force` may name
-NARROW = 512  # decoder width below which a step of the flow, a dozen tokens, is slower on two threads than on one
+NARROW = 512  # decoder width below which threads share whole views, not products: waking one for each costs more than it does
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,10 +44,16 @@ class Driver:
             bundle = Bundle.open(bundle, backend=backend, threads=threads)
         self.manifest = m = bundle.manifest
         self._tokenizer = bundle.tokenizer()
+        is_narrow = m.width < NARROW
         self._vision = bundle.session('vision')
         self._prefill = bundle.session('prefill')
-        self._action = bundle.session('action', threads=1 if m.width < NARROW else None)
+        # A step of the flow is a dozen tokens.
+        self._action = bundle.session('action', threads=1 if is_narrow else None)
         self._decode = bundle.session('decode', threads=1)  # the slower lane keeps off the cores
+        self._team = self._eye = None  # what looks at single views, each on one thread
+        if is_narrow and bundle.threads > 1 and self._vision.provider == 'CPU':
+            self._team = Team(bundle.threads, 'look')
+            self._eye = bundle.session('vision', threads=1)
         self._noise = np.asarray(m.noise, np.float32)[None]
         self._action_normalizer = m.action_normalizer()
         self._proprio_normalizer = m.proprio_normalizer()
@@ -145,9 +152,17 @@ class Driver:
         """Return the features of the views: the last ones where the pixels are the same."""
         seen, embeds = self._seen
         if pixels != seen:
-            embeds = self._vision.run({'views': pictures}, keep=('embeds',))['embeds']
+            embeds = self._features(pictures)
             self._seen = pixels, embeds
         return embeds
+
+    def _features(self, pictures) -> np.ndarray | Resident:
+        if self._team is None or len(pictures) == 1:
+            return self._vision.run({'views': pictures}, keep=('embeds',))['embeds']
+        views = [pictures[place : place + 1] for place in range(len(pictures))]
+        return np.concatenate(
+            self._team.map(lambda view: self._eye.run({'views': view})['embeds'], views)
+        )
 
     def _flow(self, code, answer, override) -> tuple[Float32[np.ndarray, 'T 2'], int]:
         """Return the normalised trajectory that noise flows to, and the number of the action's skill."""

@@ -7,7 +7,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +16,10 @@ from jaxtyping import UInt8
 from mose_ros.core import action, vision
 from mose_ros.core.types import EgoState, Guidance, Views
 from mose_ros.engine.bundle import Bundle
+from mose_ros.engine.team import Team
 
 MODES = ('learned', 'fixed', 'all')
-LARGE = 1 << 18  # pixels of a picture that takes longer to shrink than another thread to wake
+LARGE = 1 << 18  # pixels of a picture for which all cores are woken, whatever the bundle's threads
 GAP_TOLERANCE = 0.25  # of frame_gap: how far a stored frame may be from the age that is wanted
 _log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class ViewRouter:
         self._proprio = self.manifest.proprio_normalizer()
         self._session = bundle.session('view_router', threads=1)  # too small for two
         self._history: dict[str, deque] = {name: deque() for name in self.manifest.cameras}
-        most = min(os.cpu_count() or 1, len(self._history))
-        self._shrinkers = ThreadPoolExecutor(most, 'shrink')
+        self._team = Team(min(os.cpu_count() or 1, len(self._history)), 'shrink')
+        self._threads = bundle.threads
 
     def aim(self, mode: str, force_view: str) -> None:
         """Choose views in this way from now on; ValueError for an unknown mode or view, which changes nothing."""
@@ -143,7 +144,7 @@ class ViewRouter:
 
         names = [name for name in m.cameras if name in images]
         are_large = max(images[name][..., 0].size for name in names) > LARGE
-        done = self._shrinkers.map(shrink, names) if are_large else map(shrink, names)
+        done = self._team.map(shrink, names, None if are_large else self._threads)
         return dict(zip(names, done, strict=True))
 
     def _frames(self, name, time):
@@ -161,9 +162,9 @@ class ViewRouter:
 
     def _choose(self, newest, code):
         m = self.manifest
-        thumbnails, present = vision.glance(
-            newest, m.cameras, m.thumbnail_width, m.thumbnail_height, m.mean, m.std
-        )
+        size = m.thumbnail_width, m.thumbnail_height
+        each = partial(self._team.map, threads=self._threads)
+        thumbnails, present = vision.glance(newest, m.cameras, *size, m.mean, m.std, each)
         inputs = {'thumbnails': thumbnails, 'present': present, 'proprio': code[None]}
         scores = self._session.run(inputs)['scores']
         if not np.isfinite(scores).all():

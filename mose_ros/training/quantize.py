@@ -293,8 +293,9 @@ def calibrate(
         model = onnx.load(folder / f'{graph}.onnx', load_external_data=False)
         seen[graph] = [Histogram() for _ in watch(model)]
         (folder / f'watched_{graph}.onnx').write_bytes(model.SerializeToString())
+    # One thread: what is counted by several at once would be lost, or come in another order.
     bundle = _Watched(
-        folder=folder, manifest=manifest, backend='onnxruntime', threads=2, seen=seen
+        folder=folder, manifest=manifest, backend='onnxruntime', threads=1, seen=seen
     )
     router, driver = ViewRouter(bundle), Driver(bundle)
     ladders = {**manifest.levels, ACTION: manifest.action_skills}

@@ -93,11 +93,12 @@ def test_ways_of_choosing_are_held_against_a_constant_one(folder, tmp_path):
     found = json.loads(path.read_text())['expert_selection']
     assert found['constant']['ratio'] == 1.0 and 0.2 < found['if']['ratio'] < 5
     bundle = Bundle.open(folder, backend='onnxruntime')
-    runs = dict(counting.watch(Engine(bundle, Scenery(bundle.manifest))))
-    graph = Graph(ways / 'if.onnx', 1, 3, tokens=9, known=runs['prefill'])
+    runs = counting.watch(Engine(bundle, Scenery(bundle.manifest)))
+    prefill = next(one.inputs for one in runs if one.graph == 'prefill')
+    graph = Graph(ways / 'if.onnx', 1, 3, tokens=9, known=prefill)
     graph.plan(4)
     assert graph._inputs['skill_override'].tolist() == [1, 1, 1]  # 4 of 3 experts
-    assert (graph._inputs['input_ids'] == runs['prefill']['input_ids']).all()
+    assert (graph._inputs['input_ids'] == prefill['input_ids']).all()
 
 
 def test_flow_steps_say_how_far_trajectories_move(folder, tmp_path):
@@ -117,7 +118,10 @@ def test_flow_steps_take_turns_and_share_their_graphs(folder, monkeypatch):
     monkeypatch.setattr(
         Bundle,
         'session',
-        lambda self, graph, **options: (opened.append(graph), session(self, graph, **options))[1],
+        lambda self, graph, threads=None: (
+            opened.append((graph, threads)),
+            session(self, graph, threads=threads),
+        )[1],
     )
     bundle = Bundle.open(folder, backend='onnxruntime')
     ours = Engine(bundle, Scenery(bundle.manifest))
@@ -130,7 +134,9 @@ def test_flow_steps_take_turns_and_share_their_graphs(folder, monkeypatch):
 
     monkeypatch.setattr(Engine, 'plan', noted)
     found = bench.flow_steps(ours, plans=3)
-    assert len(opened) == len(set(opened)) == 5
+    assert (
+        len(opened) == len(set(opened)) == 6
+    )  # five graphs, one of them for one and for two threads
     assert [index for index, _ in order] == [one for one in range(3) for _ in bench.STEPS]
     assert list(found['steps']) == [str(one) for one in bench.STEPS]
 
@@ -238,8 +244,10 @@ def test_all_that_are_compared_look_at_the_same_views(
         matches.join('torch_eager', setting, stack)
     seen = theirs.plan(0).views
     assert len(seen) == count and (looking.force_view in ('', *seen))
-    runs = dict(counting.watch(theirs))
-    assert len(runs['vision']['views']) == count  # what is counted is what is done
+    looked = [one for one in counting.watch(theirs) if one.graph == 'vision']
+    assert sum(len(one.inputs['views']) for one in looked) == count  # what is counted is done
+    assert len(looked) == count  # each view alone, by one of two threads
+    assert {one.threads for one in looked} == {1 if count > 1 else 2}
     at = commands[0].index('--views')
     assert commands[0][at + 1 :: 2] == [str(looking.views), looking.mode, looking.force_view]
 

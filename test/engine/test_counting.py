@@ -130,13 +130,20 @@ def test_a_tensor_of_unknown_size_is_not_left_out():
 def test_a_bundles_stages_are_those_of_its_runs(tmp_path):
     bundle = Bundle.open(bundles.make_bundle(tmp_path / 'known'), backend='onnxruntime')
     runs = counting.watch(Engine(bundle, Scenery(bundle.manifest)))
-    assert [graph for graph, _ in runs] == [
-        *('view_router', 'vision', 'prefill', *['action'] * bundle.manifest.num_steps, 'decode')
+    assert [one.graph for one in runs] == [
+        *(
+            'view_router',
+            'vision',
+            'vision',
+            'prefill',
+            *['action'] * bundle.manifest.num_steps,
+            'decode',
+        )
     ]
     costs = counting.stage_costs(bundle, runs)
     assert set(costs) == {'glance', 'vision', 'prefill', 'flow', 'decode'}
     assert all(one.bytes > 0 for one in costs.values())
-    once = counting.cost(bundle.folder / 'action.onnx', runs[3][1])
+    once = counting.cost(bundle.folder / 'action.onnx', runs[4].inputs)
     assert costs['flow'].bytes == bundle.manifest.num_steps * once.bytes
 
 

@@ -34,9 +34,10 @@ def look(grey=DARK, names=('front', 'back'), time=3.0, rows=28):
     return Views(time=time, names=names, image=image, weights=dict.fromkeys(names, 0.5))
 
 
-def noise(seed=0):
-    image = np.random.default_rng(seed).integers(0, 256, (2 * 2 * 28, 56, 3), np.uint8)
-    return dataclasses.replace(look(), image=image)
+def noise(seed=0, names=('front', 'back')):
+    views = look(names=names)
+    image = np.random.default_rng(seed).integers(0, 256, views.image.shape, np.uint8)
+    return dataclasses.replace(views, image=image)
 
 
 def whole_text(driver, *args, **options):
@@ -54,6 +55,17 @@ def test_a_plan_is_what_the_graphs_answer(driver):
     stages = ['preprocess', 'vision', 'prefill', 'flow', 'total']
     assert list(plan.timings_ms) == stages
     assert plan.timings_ms['total'] >= sum(plan.timings_ms[stage] for stage in stages[:-1])
+
+
+def test_views_that_threads_share_are_seen_bit_for_bit_alike(driver, bundle):
+    shared = Driver(dataclasses.replace(bundle, threads=3))
+    for names in (('front',), ('front', 'back'), ('front', 'back', 'front_left', 'back_left')):
+        seen = noise(names=names)
+        plan, want = (one.plan(seen, EGO, AHEAD) for one in (shared, driver))
+        assert plan.trajectory.xy.tobytes() == want.trajectory.xy.tobytes()
+        assert shared.thought.past_v.tobytes() == driver.thought.past_v.tobytes()
+        driver.plan(noise(1, names), EGO, AHEAD)
+        assert not np.array_equal(shared.thought.past_v, driver.thought.past_v)
 
 
 def test_what_is_seen_decides_the_skills_and_the_text(driver):

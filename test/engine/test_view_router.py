@@ -161,6 +161,17 @@ def test_pictures_are_shrunk_alike_however_large_they_are(router, size):
     assert not np.array_equal(frames[0], frames[1])
 
 
+def test_threads_that_share_the_cameras_choose_alike(router, bundle):
+    random = np.random.default_rng(0)
+    images = {name: random.integers(0, 256, (90, 160, 3), np.uint8) for name in CAMERAS}
+    shared = select(ViewRouter(replace(bundle, threads=2)), images=images)
+    alone = select(router, images=images)
+    assert (shared.names, shared.weights) == (alone.names, alone.weights)
+    assert np.array_equal(shared.image, alone.image)
+    brighter = select(router, time=0.1, images={**images, 'back': images['back'] // 2 + 128})
+    assert brighter.weights != alone.weights
+
+
 def test_memory_does_not_grow(router):
     for step in range(200):
         select(router, time=step / 10)
