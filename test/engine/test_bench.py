@@ -134,9 +134,8 @@ def test_flow_steps_take_turns_and_share_their_graphs(folder, monkeypatch):
 
     monkeypatch.setattr(Engine, 'plan', noted)
     found = bench.flow_steps(ours, plans=3)
-    assert (
-        len(opened) == len(set(opened)) == 6
-    )  # five graphs, one of them for one and for two threads
+    # five graphs, one of them for one thread and for two
+    assert len(opened) == len(set(opened)) == 6
     assert [index for index, _ in order] == [one for one in range(3) for _ in bench.STEPS]
     assert list(found['steps']) == [str(one) for one in bench.STEPS]
 
