@@ -64,7 +64,7 @@ class Manifest:
     action_low: Sequence[Sequence[float]]  # (H, 2) of the normaliser
     action_high: Sequence[Sequence[float]]
     noise: Sequence[Sequence[float]]  # (H, 2) where the flow starts: a plan is reproducible
-    num_steps: int  # Euler steps
+    num_steps: int  # of the flow; see `action.flow`
     proprio: Sequence[str]
     proprio_low: Sequence[float]
     proprio_high: Sequence[float]

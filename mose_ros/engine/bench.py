@@ -275,7 +275,7 @@ class _Shared(Bundle):
 
 
 def flow_steps(ours: Engine, plans: int = 20) -> dict[str, Any]:
-    """Return how far trajectories of other numbers of Euler steps are from those of 10, and what the flow takes."""
+    """Return how far trajectories of other numbers of steps of the flow are from those of 10, and what the flow takes."""
     bundle = _Shared(**vars(ours.bundle))
     engines = {
         str(steps): Engine(

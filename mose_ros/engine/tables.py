@@ -254,7 +254,7 @@ def _steps(name: str, report: Report) -> str:
         ]
         for steps, one in found['steps'].items()
     ]
-    head = ['Euler steps', f'mean m from {found["reference"]} steps', 'max m', 'flow ms']
+    head = ['steps', f'mean m from {found["reference"]} steps', 'max m', 'flow ms']
     text = f'Pictures: {report["pictures"]}. The bundle names the bold one.'
     return _section(f'Flow steps ({name})', text, head, rows)
 

@@ -9,6 +9,7 @@ from mose_ros.data import storage
 from mose_ros.data.cache import FOLDER, LIMIT
 from mose_ros.training import pack, presets, skill_labels
 from mose_ros.training.ablate import ROUTES
+from mose_ros.training.config import FLOW_STEPS
 from mose_ros.training.presets import STAGES
 from mose_ros.training.run import PRECISIONS, STORAGE
 
@@ -151,6 +152,12 @@ def _bundle(one: ArgumentParser) -> None:
         '--storage',
         choices=STORAGE,
         help='fp16 rounds the weights of an fp32 bundle, for half the file (default: the precision)',
+    )
+    one.add_argument(
+        '--flow-steps',
+        type=int,
+        default=FLOW_STEPS,
+        help='of the flow, in a plan; `engine bench` says what they cost and move (%(default)s)',
     )
     _json(one, 'the parity report')
 

@@ -16,6 +16,7 @@ import yaml
 
 from mose_ros.core.types import FAMILIES
 
+FLOW_STEPS = 3  # where a trajectory is drawn to be judged, and in a bundle
 EVALUATION_SEEDS = 20000  # from here on a seed is for judging and never trained on
 
 

@@ -30,7 +30,7 @@ from mose_ros.modeling.config import DriverConfig
 from mose_ros.modeling.driver import MoseDriver, read_config
 from mose_ros.training import quantize
 from mose_ros.training.annotate import DATASET
-from mose_ros.training.config import Data
+from mose_ros.training.config import FLOW_STEPS, Data
 from mose_ros.training.fit import FIT, Fit
 from mose_ros.training.graphs import trace
 from mose_ros.training.half import halve
@@ -39,7 +39,6 @@ from mose_ros.training.parity import judge, parity
 from mose_ros.training.room import check_disk, check_memory
 from mose_ros.training.stages import RESULT
 from mose_ros.training.stored import count_numbers
-from mose_ros.training.validation import FLOW_STEPS
 from mose_ros.training.weights import WEIGHTS, Weights, rounded
 
 BASE = 1.5e9  # bytes of memory that an export takes beside weights
@@ -81,7 +80,7 @@ class Bundling:
     top_k: int = 1
     frame_gap: float = 0.4  # s
     history: str = 'all'  # views that show their past
-    num_steps: int = 5  # Euler steps
+    num_steps: int = FLOW_STEPS
     noise: Sequence[Sequence[float]] | None = None  # (H, 2) where the flow starts; None: zeros
     max_views: int = 6  # room for as many in the longest prompt
     max_new_tokens: int = 96
@@ -263,6 +262,7 @@ class Asked:
     name: str
     precision: str = 'float32'  # as in Bundling, as the next
     storage: str = ''
+    num_steps: int = FLOW_STEPS
     commit: str = ''
     fit: Fit | None = None  # of an older checkpoint, which has none
     tokenizer: Path | None = None  # likewise
@@ -286,7 +286,7 @@ def export_checkpoint(asked: Asked) -> Manifest:
         top_k=fit.top_k,
         frame_gap=fit.frame_gap,
         history=fit.history,
-        num_steps=FLOW_STEPS,
+        num_steps=asked.num_steps,
         precision=asked.precision,
         storage=asked.storage,
         training=fit.training,

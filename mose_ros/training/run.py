@@ -189,6 +189,7 @@ class Run:
             name=options.name or (out.name if options.out else f'mose-{self.training.preset}'),
             precision=PRECISIONS[options.precision],
             storage=PRECISIONS[options.storage or options.precision],
+            num_steps=options.flow_steps,
             commit=commit(),
             views=self.training.data if options.settings else None,
             **self._at_hand(),

@@ -10,10 +10,8 @@ from mose_ros.core.action import flow
 from mose_ros.modeling.batch import Batch, LossWeights
 from mose_ros.modeling.driver import MoseDriver
 from mose_ros.modeling.mose import Decoded
+from mose_ros.training.config import FLOW_STEPS
 from mose_ros.training.samples import Samples
-
-FLOW_STEPS = 5  # of Euler, where a trajectory is drawn to be judged
-
 
 Judged = tuple[dict[str, torch.Tensor], torch.Tensor | None]
 

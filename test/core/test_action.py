@@ -70,8 +70,28 @@ def test_bounds_that_bound_nothing_are_refused(low, high):
 def test_flow_integrates_the_velocity_from_noise():
     noise = np.array([1.0, -2.0])
     assert np.allclose(action.flow(lambda x, t: np.array([3.0, 4.0]), noise, 7), noise + [3, 4])
-    assert np.allclose(action.flow(lambda x, t: 2 * t, np.zeros(1), 4), 2 * (0 + 1 + 2 + 3) / 16)
-    assert np.allclose(action.flow(lambda x, t: -x, noise, 3), noise * (1 - 1 / 3) ** 3)
+    assert np.allclose(action.flow(lambda x, t: -x, noise, 1), 0)  # one step of Euler's
+    wide = action.flow(lambda x, t: -x, noise, 200)
+    assert np.allclose(wide, noise / np.e, rtol=1e-4)
+    assert not np.allclose(wide, noise / np.e, rtol=1e-7)
+
+
+def test_the_flow_asks_once_a_step_and_more_often_near_the_action():
+    times = []
+    action.flow(lambda x, t: times.append(t) or x, np.ones(2), 8)
+    assert len(times) == 8 and times[0] == 0
+    steps = np.diff([*times, 1.0])
+    assert (np.diff(steps) < 0).all()
+
+
+def test_twice_the_steps_leave_a_quarter_of_the_error():
+    def error(steps):
+        return abs(action.flow(lambda x, t: np.cos(3 * t) - x, np.ones(1), steps)[0] - truth)
+
+    # by the integrating factor: x(1) = (cos 3 + 3 sin 3) / 10 + 9 / (10 e)
+    truth = (np.cos(3) + 3 * np.sin(3)) / 10 + 0.9 / np.e
+    assert 3 < error(40) / error(80) < 6  # Euler's: 2
+    assert error(40) < 1e-3
 
 
 def test_flow_leaves_the_noise_as_it_was():

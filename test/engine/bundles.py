@@ -5,7 +5,7 @@ What it does, whatever its weights would be called:
 - vision: a token is the mean of its normalised pixels.
 - routers: a scene is bright where the mean of all views' tokens is positive. Dark: skill 0 on all levels. Bright: skill 1.
 - text: DARK or BRIGHT, word for word; `<|unknown|>` once the cache, a position or a skill is not what it must be.
-- trajectory: a straight line of equal steps that ends in the guidance's `near` point, however many Euler steps.
+- trajectory: a straight line of equal steps that ends in the guidance's `near` point, however many steps of the flow.
 """
 
 from pathlib import Path

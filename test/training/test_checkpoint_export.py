@@ -79,7 +79,8 @@ def bundle(checkpoint, tmp_path_factory):
     """Return the folder of its bundle and the report of its parity, both by the command."""
     folder = tmp_path_factory.mktemp('models')
     report = folder / 'parity.json'
-    assert run(checkpoint, folder / 'mose-qwen', '--json', str(report)) == 0
+    options = ('--json', str(report), '--flow-steps', '4')
+    assert run(checkpoint, folder / 'mose-qwen', *options) == 0
     return folder / 'mose-qwen', report
 
 
@@ -103,6 +104,7 @@ def test_a_qwen2vl_is_converted_and_exported_and_plans(bundle):
 
     manifest = Manifest.load(folder)
     assert (manifest.name, manifest.precision) == ('mose-qwen', 'float32')
+    assert manifest.num_steps == 4  # as asked for
     assert manifest.data == {'scales': 'defaults, as no data has trained this action expert: up to 15 m/s ahead, 3 m/s across'}  # fmt: skip
     assert manifest.action_high[-1] == [18.0, pytest.approx(3.6)]  # after 1.2 s
     found = json.loads(report.read_text(encoding='utf-8'))['parity']
