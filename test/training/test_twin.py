@@ -66,7 +66,7 @@ def test_a_decoder_costs_what_counting_by_hand_says(made):
     bundle = Bundle.open(made / 'bundle', backend='onnxruntime')
     scenery = Scenery(bundle.manifest)
     runs = counting.watch(Engine(bundle, scenery))
-    tokens = next(inputs['input_ids'].shape[1] for name, inputs in runs if name == 'prefill')
+    tokens = next(one.inputs['input_ids'].shape[1] for one in runs if one.graph == 'prefill')
     decoder = modeling_config.PRESETS['nano'].decoder
     width, inner = decoder.width, decoder.kv_heads * decoder.head_dim
     project = 2 * tokens * width * (width + 2 * inner)  # queries, keys and values of all tokens
